@@ -1,0 +1,1 @@
+"""From published files to weight trees: fetch, read, rename, check, cache; and back."""

@@ -1,0 +1,102 @@
+"""Scaled dot-product attention, fused or explicit, and its probability maps."""
+
+import math
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from ie_jax.models.execution import Execution
+
+Heads = Float[Array, "b n h d"]
+T = TypeVar("T")
+CUDNN_MAX_HEAD_DIM = 128
+
+
+def probabilities(
+    q: Heads, k: Float[Array, "b m h d"], precision: lax.Precision, causal: bool = False
+) -> Float[Array, "b h n m"]:
+    """softmax(q k^T / sqrt(d)) in float32: the attention maps."""
+    logits = jnp.einsum(
+        "bnhd,bmhd->bhnm", q, k, precision=precision, preferred_element_type=jnp.float32
+    )
+    logits /= math.sqrt(q.shape[-1])
+    if causal:
+        n, m = logits.shape[-2:]
+        logits = jnp.where(jnp.tri(n, m, dtype=bool), logits, -jnp.inf)
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def attend(
+    maps: Float[Array, "b h n m"], v: Float[Array, "b m h d"], precision: lax.Precision
+) -> Heads:
+    """Values averaged by the maps."""
+    return jnp.einsum("bhnm,bmhd->bnhd", maps.astype(v.dtype), v, precision=precision)
+
+
+def chunk_count(n: int, chunk: int) -> int:
+    """The least number of equal parts of `n` that are no longer than `chunk` (0: one part)."""
+    if chunk <= 0 or n <= chunk:
+        return 1
+    return next(c for c in range(-(-n // chunk), n + 1) if n % c == 0)
+
+
+def over_query_chunks(f: Callable[..., T], chunk: int, *queries: Heads) -> T:
+    """f over parts of the token axis, one part at a time, stacked on a new first axis.
+
+    Each part is rematerialised in the backward pass, so no more than one part's intermediates
+    live at any time.
+    """
+    b, n, h, d = queries[0].shape
+    parts = chunk_count(n, chunk)
+    if parts == 1:
+        return jax.tree.map(lambda y: y[None], f(*queries))
+    stacked = [jnp.moveaxis(q.reshape(b, parts, n // parts, h, d), 1, 0) for q in queries]
+    return lax.map(jax.checkpoint(lambda part: f(*part)), stacked)
+
+
+def explicit_attention(
+    q: Heads,
+    k: Float[Array, "b m h d"],
+    v: Float[Array, "b m h d"],
+    precision: lax.Precision,
+    query_chunk: int,
+) -> Heads:
+    """Attention as two matrix products around a softmax, `query_chunk` queries at a time."""
+
+    def part(q: Heads) -> Heads:
+        return attend(probabilities(q, k, precision), v, precision)
+
+    y = over_query_chunks(part, query_chunk, q)
+    return jnp.moveaxis(y, 0, 1).reshape(q.shape)
+
+
+def fused_attention(
+    q: Heads,
+    k: Float[Array, "b m h d"],
+    v: Float[Array, "b m h d"],
+    implementation: Literal["cudnn", "xla"],
+) -> Heads:
+    """`jax.nn.dot_product_attention`, on cuDNN's flash kernel only where it takes the heads."""
+    d = q.shape[-1]
+    if q.dtype == jnp.float32 or d % 8 or d > CUDNN_MAX_HEAD_DIM:
+        implementation = "xla"
+    return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+
+
+def attention(
+    q: Heads,
+    k: Float[Array, "b m h d"],
+    v: Float[Array, "b m h d"],
+    execution: Execution,
+    precision: lax.Precision,
+) -> Heads:
+    """Attention by the kernel that `execution` (resolved) names."""
+    match execution.attention:
+        case "cudnn" | "xla":
+            return fused_attention(q, k, v, execution.attention)
+        case _:
+            return explicit_attention(q, k, v, precision, execution.query_chunk)

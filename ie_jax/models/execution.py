@@ -1,0 +1,70 @@
+"""How a network is run: number types, attention kernel, rematerialisation. Never what it computes."""
+
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The one precision policy.
+
+    Norms, softmax, schedule and losses are float32 whatever stands here.
+    """
+
+    param: DType = "float32"
+    """Weights in memory."""
+    compute: DType = "float32"
+    """Inputs of matrix products and convolutions, and the activations between them."""
+    output: DType = "float32"
+    """What a network returns."""
+
+    @property
+    def matmul(self) -> lax.Precision:
+        """float32 means float32: without this a TPU would multiply in bfloat16, a GPU in TF32."""
+        return lax.Precision.HIGHEST if self.compute == "float32" else lax.Precision.DEFAULT
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Settings that change speed and memory but not the result."""
+
+    attention: Literal["auto", "cudnn", "xla", "explicit"] = "auto"
+    """cudnn, xla: `jax.nn.dot_product_attention` with that implementation (cudnn falls back to
+    xla where the head size is too large for it). explicit: matrix product, softmax, matrix
+    product. auto: cudnn on GPU, xla on TPU, explicit on CPU and wherever compute is float32."""
+    query_chunk: int = 1024
+    """Explicit attention and attention energies take this many queries at a time, so that their
+    memory grows with the tokens, not with their square. 0: all at once."""
+    remat_block: bool = False
+    """Backward passes recompute the inside of each ResNet and transformer."""
+    remat_call: bool = False
+    """Backward passes recompute each network call from its inputs."""
+    unroll: Literal["auto"] | int = "auto"
+    """Steps of the scan unrolled into one. auto: all on CPU, where the backward pass of a rolled
+    scan is several times slower; 1 elsewhere."""
+
+    def resolve(self, precision: Precision, backend: str | None = None) -> Self:
+        """Replace every auto by the choice for `backend` (default: the one JAX runs on)."""
+        backend = backend or jax.default_backend()
+        attention, unroll = self.attention, self.unroll
+        if attention == "auto":
+            fused = precision.compute != "float32" and backend in FUSED
+            attention = FUSED[backend] if fused else "explicit"
+        if unroll == "auto":
+            unroll = UNROLL_ALL if backend == "cpu" else 1
+        return replace(self, attention=attention, unroll=unroll)
+
+
+FUSED: dict[str, Literal["cudnn", "xla"]] = {"gpu": "cudnn", "tpu": "xla"}
+UNROLL_ALL = 1_000_000  # lax.scan caps it at the number of steps
+
+
+def dtype(name: DType) -> jnp.dtype:
+    """The JAX dtype of a policy entry."""
+    return jnp.dtype(name)

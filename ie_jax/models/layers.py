@@ -1,0 +1,113 @@
+"""Layers that the networks share: dense and convolution with a low-rank path, norms."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float
+
+from ie_jax.models.execution import Precision, dtype
+from ie_jax.models.lora import lora_scale
+
+Padding = Sequence[tuple[int, int]]
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+class LowRank(nn.Module):
+    """A linear layer W x + b, plus scale · B(A x) where the `lora` collection holds A and B.
+
+    Without that collection the layer is the base layer: the presence of LoRA is a matter of the
+    variables passed in, not of the module.
+    """
+
+    features: int
+    use_bias: bool = True
+    precision: Precision = Precision()
+
+    def linear(self, x: Array, kernel: Array, **options: Any) -> Array:
+        """The layer's own product with `kernel`."""
+        raise NotImplementedError
+
+    def pointwise(self, x: Array, kernel: Array) -> Array:
+        """The same kind of product for B, which sees one position at a time."""
+        return self.linear(x, kernel)
+
+    def project(self, x: Array, kernel_shape: tuple[int, ...]) -> Array:
+        """W x + b, and the low-rank path."""
+        policy = self.precision
+        param, compute = dtype(policy.param), dtype(policy.compute)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), kernel_shape, param)
+        x = x.astype(compute)
+        y = self.linear(x, kernel.astype(compute))
+        if self.has_variable("lora", "down"):
+            down, up = self.get_variable("lora", "down"), self.get_variable("lora", "up")
+            low = self.linear(x, down.astype(compute))
+            y += lora_scale(down.shape[-1]) * self.pointwise(low, up.astype(compute))
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,), param).astype(compute)
+        return y
+
+
+class Dense(LowRank):
+    """Dense layer on the last axis. kernel (in, out)."""
+
+    def linear(self, x: Array, kernel: Array, **options: Any) -> Array:
+        return jnp.matmul(x, kernel, precision=self.precision.matmul)
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        return self.project(x, (x.shape[-1], self.features))
+
+
+class Conv(LowRank):
+    """2-D convolution, NHWC. kernel (height, width, in, out)."""
+
+    kernel: int = 3
+    stride: int = 1
+    padding: int | Padding = 1
+
+    def linear(self, x: Array, kernel: Array, **options: Any) -> Array:
+        padding = self.padding
+        if isinstance(padding, int):
+            padding = ((padding, padding),) * 2
+        options = {"window_strides": (self.stride,) * 2, "padding": padding} | options
+        return lax.conv_general_dilated(
+            x, kernel, dimension_numbers=DIMENSIONS, precision=self.precision.matmul, **options
+        )
+
+    def pointwise(self, x: Array, kernel: Array) -> Array:
+        return self.linear(x, kernel, window_strides=(1, 1), padding="VALID")
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
+        return self.project(x, (self.kernel, self.kernel, x.shape[-1], self.features))
+
+
+def group_norm(name: str, groups: int, epsilon: float, precision: Precision) -> nn.GroupNorm:
+    """Group norm in float32, two-pass variance as in the reference implementation."""
+    return nn.GroupNorm(
+        num_groups=groups,
+        epsilon=epsilon,
+        use_fast_variance=False,
+        dtype=jnp.float32,
+        param_dtype=dtype(precision.param),
+        name=name,
+    )
+
+
+def layer_norm(name: str, precision: Precision, epsilon: float = 1e-5) -> nn.LayerNorm:
+    """Layer norm in float32, two-pass variance."""
+    return nn.LayerNorm(
+        epsilon=epsilon,
+        use_fast_variance=False,
+        dtype=jnp.float32,
+        param_dtype=dtype(precision.param),
+        name=name,
+    )
+
+
+def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b 2h 2w c"]:
+    """Every pixel becomes a 2 x 2 square."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)

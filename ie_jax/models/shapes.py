@@ -1,0 +1,59 @@
+"""The weight tree of each network as shapes, and random weights of such shapes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from ie_jax.models.architecture import TextConfig, UNetConfig, VAEConfig
+from ie_jax.models.text_encoder import TextEncoder
+from ie_jax.models.unet import UNet
+from ie_jax.models.vae import VAE
+
+
+def param_shapes(module: nn.Module, *inputs: Any) -> dict[str, Any]:
+    """The `params` tree of a module, leaves as `jax.ShapeDtypeStruct`; nothing is computed."""
+    params: dict[str, Any] = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    return params
+
+
+def unet_shapes(config: UNetConfig) -> dict[str, Any]:
+    """The base weights of a UNet."""
+    side = 2 ** (len(config.block_out_channels) - 1)
+    z = jnp.zeros((1, side, side, config.in_channels))
+    context = jnp.zeros((1, 1, config.cross_attention_dim))
+    return param_shapes(UNet(config), z, jnp.zeros(1, jnp.int32), jnp.zeros(1), context)
+
+
+def vae_shapes(config: VAEConfig) -> dict[str, Any]:
+    """The weights of an autoencoder."""
+    return param_shapes(
+        VAE(config), jnp.zeros((1, config.factor, config.factor, config.in_channels))
+    )
+
+
+def text_encoder_shapes(config: TextConfig) -> dict[str, Any]:
+    """The weights of a text encoder."""
+    return param_shapes(TextEncoder(config), jnp.zeros((1, 1), jnp.int32))
+
+
+def draw(shapes: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Random weights: kernels normal with variance 1 / fan-in, embeddings of size 0.02, norms 1,
+    biases 0, LoRA's `up` zero, so that a fresh LoRA changes nothing. numpy arrays, float32."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = path[-1].key
+        if name in ("bias", "up"):
+            return np.zeros(shape.shape, np.float32)
+        if name == "scale":
+            return np.ones(shape.shape, np.float32)
+        fan_in = np.prod(shape.shape[:-1]) if name in ("kernel", "down") else 2500
+        normal = rng.standard_normal(shape.shape, np.float32)
+        return np.asarray(normal / np.sqrt(fan_in), np.float32)
+
+    drawn: dict[str, Any] = jax.tree.map_with_path(leaf, dict(shapes))
+    return drawn

@@ -1,0 +1,89 @@
+"""The CLIP text encoder: token ids to the embeddings that the denoiser attends to."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from ie_jax.models.architecture import TextConfig
+from ie_jax.models.attention import attend, probabilities
+from ie_jax.models.execution import Precision, dtype
+from ie_jax.models.layers import Dense, layer_norm
+
+
+def quick_gelu(x: Array) -> Array:
+    """x · sigmoid(1.702 x), CLIP's own approximation."""
+    return x * nn.sigmoid(1.702 * x)
+
+
+class CausalSelfAttention(nn.Module):
+    """Attention of each token to itself and those before it."""
+
+    heads: int
+    precision: Precision
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        def project(name: str, y: Array) -> Array:
+            return Dense(x.shape[-1], precision=self.precision, name=name)(y)
+
+        split = (*x.shape[:2], self.heads, x.shape[-1] // self.heads)
+        q, k, v = (project(name, x).reshape(split) for name in ("q_proj", "k_proj", "v_proj"))
+        maps = probabilities(q, k, self.precision.matmul, causal=True)
+        return project("out_proj", attend(maps, v, self.precision.matmul).reshape(x.shape))
+
+
+class MLP(nn.Module):
+    """The feed-forward part."""
+
+    config: TextConfig
+    precision: Precision
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        h = Dense(self.config.intermediate_size, precision=self.precision, name="fc1")(x)
+        quick = self.config.hidden_act == "quick_gelu"
+        h = quick_gelu(h) if quick else nn.gelu(h, approximate=False)
+        return Dense(x.shape[-1], precision=self.precision, name="fc2")(h)
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm transformer layer."""
+
+    config: TextConfig
+    precision: Precision
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        def norm(name: str, y: Array) -> Array:
+            return layer_norm(name, self.precision, self.config.layer_norm_eps)(y)
+
+        attention = CausalSelfAttention(
+            self.config.num_attention_heads, self.precision, name="self_attn"
+        )
+        x = x + attention(norm("layer_norm1", x)).astype(x.dtype)
+        return x + MLP(self.config, self.precision, name="mlp")(norm("layer_norm2", x))
+
+
+class TextEncoder(nn.Module):
+    """CLIP's text transformer; returns the last hidden state after the final layer norm."""
+
+    config: TextConfig
+    precision: Precision = Precision()
+
+    @nn.compact
+    def __call__(self, ids: Int[Array, "b n"]) -> Float[Array, "b n c"]:
+        """Embed token ids, padded to at most max_position_embeddings (77)."""
+        config, precision = self.config, self.precision
+        param, compute = dtype(precision.param), dtype(precision.compute)
+
+        def embedding(name: str, rows: int) -> Array:
+            init = nn.initializers.normal(0.02)
+            return self.param(name, init, (rows, config.hidden_size), param).astype(compute)
+
+        tokens = embedding("token_embedding", config.vocab_size)
+        positions = embedding("position_embedding", config.max_position_embeddings)
+        x = tokens[ids] + positions[: ids.shape[1]]
+        for i in range(config.num_hidden_layers):
+            x = EncoderLayer(config, precision, name=f"layers_{i}")(x)
+        x = layer_norm("final_layer_norm", precision, config.layer_norm_eps)(x)
+        return x.astype(dtype(precision.output))

@@ -1,0 +1,63 @@
+"""Prompts to token ids, as the published code makes them."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+from tokenizers.normalizers import BertNormalizer
+
+from ie_jax.errors import UserError
+
+
+class PromptCut(UserWarning):
+    """A prompt is longer than the text encoder takes."""
+
+
+class Tokenizer:
+    """CLIP's byte-pair tokenizer, read from an upstream `tokenizer/` folder.
+
+    The recorded tokens come from the slow tokenizer without ftfy, which drops control characters
+    and takes each CJK character as a word; today's `CLIPTokenizer` alone does neither.
+    """
+
+    clean = BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=False
+    )
+
+    def __init__(self, folder: Path) -> None:
+        """Raises UserError if the folder holds no readable CLIP tokenizer."""
+        from transformers import CLIPTokenizer  # seconds to import: only where text is read
+
+        try:
+            self.clip = CLIPTokenizer.from_pretrained(str(folder))
+        except Exception as error:  # the library raises a different type per broken file
+            raise UserError(f"{folder} holds no readable CLIP tokenizer: {error}") from error
+
+    def __call__(self, prompts: Sequence[str], length: int = 77) -> Int[np.ndarray, "b n"]:
+        """Token ids, int32, padded with the end token or cut to `length`.
+
+        Warns:
+            PromptCut: after which word a prompt was cut.
+        """
+        cleaned = [self.clean.normalize_str(prompt) for prompt in prompts]
+        for prompt in cleaned:
+            self.warn_if_cut(prompt, length)
+        encoded = self.clip(
+            cleaned, padding="max_length", max_length=length, truncation=True, return_tensors="np"
+        )
+        return np.asarray(encoded["input_ids"], np.int32)
+
+    def warn_if_cut(self, prompt: str, length: int) -> None:
+        """Say where a prompt ends for the text encoder, if that is before its end."""
+        encoded = self.clip(prompt, return_offsets_mapping=True, verbose=False)
+        count = len(encoded["input_ids"])
+        if count > length:
+            end = encoded["offset_mapping"][length - 2][1]  # the last place is the end token's
+            word = (prompt[:end].split() or [""])[-1]
+            warnings.warn(
+                f"the prompt has {count} tokens and is cut to {length}, after the word {word!r}",
+                PromptCut,
+                stacklevel=3,
+            )

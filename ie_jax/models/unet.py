@@ -1,0 +1,360 @@
+"""The denoiser: SD1.x's UNet with guidance embedding, as a function of (base, lora, inputs).
+
+    eps, out = UNet(config, precision, execution, collect).apply(
+        {"params": base, "lora": lora}, z, t, w, context
+    )
+
+Module names repeat the upstream ones with `.N` written `_N`, so that weight conversion is a
+renaming and intermediates are found under the names the literature uses.
+"""
+
+import math
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from ie_jax.models.architecture import UNetConfig
+from ie_jax.models.attention import Heads, attend, attention, probabilities
+from ie_jax.models.execution import Execution, Precision, dtype
+from ie_jax.models.layers import Conv, Dense, group_norm, layer_norm, upsample_nearest
+
+Collect = Literal["features", "queries_keys", "maps"]
+Out = dict[str, Any]
+"""What a call was asked to return beside eps:
+
+- features: {"up" | "down" | "mid": (b, h, w, c)}, the second ResNet of up block 1 and of down
+  block 1, and the middle block
+- queries_keys: per self-attention layer, in upstream order (down, middle, up), (q, k), each
+  (b, tokens, heads, d): what the maps are made of
+- maps: per self-attention layer, the softmax probabilities (b, heads, tokens, tokens), float32
+"""
+
+
+def sinusoidal_embedding(
+    t: Float[Array, " b"], features: int, flip_sin_to_cos: bool = True, freq_shift: float = 0.0
+) -> Float[Array, "b f"]:
+    """Sines and cosines of t at geometrically falling frequencies, float32."""
+    half = features // 2
+    # Arguments reach 19000, where one ulp of a frequency shows in the sine: the exponents are
+    # rounded to float32 as in the reference, the exponential is not rounded twice.
+    rate = np.float32(math.log(10000)) / np.float32(half - freq_shift)
+    frequencies = np.exp(np.float64(-rate * np.arange(half, dtype=np.float32)))
+    angle = t.astype(jnp.float32)[:, None] * frequencies.astype(np.float32)
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    return jnp.concatenate([cos, sin] if flip_sin_to_cos else [sin, cos], axis=-1)
+
+
+def guidance_embedding(w: Float[Array, " b"], features: int) -> Float[Array, "b f"]:
+    """The embedding of the guidance scale: 1000 w under the sinusoids, sines first (SPEC 1)."""
+    return sinusoidal_embedding(1000.0 * w, features, flip_sin_to_cos=False, freq_shift=1.0)
+
+
+class TimeEmbedding(nn.Module):
+    """The MLP over the time embedding, to which the guidance embedding is added first."""
+
+    config: UNetConfig
+    precision: Precision
+
+    @nn.compact
+    def __call__(self, t: Array, w: Array | None) -> Array:
+        features = self.config.time_embedding_dim
+        if self.config.time_cond_proj_dim and w is not None:
+            t += Dense(t.shape[-1], False, self.precision, name="cond_proj")(w)
+        h = nn.silu(Dense(features, precision=self.precision, name="linear_1")(t))
+        return Dense(features, precision=self.precision, name="linear_2")(h)
+
+
+class ResnetBlock(nn.Module):
+    """norm, silu, conv, time; norm, silu, conv; shortcut."""
+
+    features: int
+    groups: int
+    epsilon: float
+    precision: Precision
+
+    @nn.compact
+    def __call__(self, x: Array, time: Array | None = None) -> Array:
+        def conv(name: str, y: Array) -> Array:
+            return Conv(self.features, precision=self.precision, name=name)(y)
+
+        h = nn.silu(group_norm("norm1", self.groups, self.epsilon, self.precision)(x))
+        h = conv("conv1", h)
+        if time is not None:
+            shift = Dense(self.features, precision=self.precision, name="time_emb_proj")
+            h += shift(nn.silu(time))[:, None, None]
+        h = nn.silu(group_norm("norm2", self.groups, self.epsilon, self.precision)(h))
+        h = conv("conv2", h)
+        if x.shape[-1] != self.features:
+            shortcut = Conv(self.features, True, self.precision, 1, 1, 0, name="conv_shortcut")
+            x = shortcut(x)
+        return x.astype(h.dtype) + h
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x to context (to itself where context is None)."""
+
+    heads: int
+    precision: Precision
+    execution: Execution
+    use_bias: bool = False
+    want_maps: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n c"], context: Float[Array, "b m c2"] | None = None
+    ) -> tuple[Float[Array, "b n c"], Heads, Heads, Float[Array, "b h n m"] | None]:
+        """Returns the output, the queries, the keys and, if wanted, the maps."""
+        features = x.shape[-1]
+        context = x if context is None else context
+
+        def split(name: str, y: Array) -> Heads:
+            y = Dense(features, self.use_bias, self.precision, name=name)(y)
+            return y.reshape(*y.shape[:2], self.heads, features // self.heads)
+
+        q, k, v = split("to_q", x), split("to_k", context), split("to_v", context)
+        maps = None
+        if self.want_maps:
+            maps = probabilities(q, k, self.precision.matmul)
+            y = attend(maps, v, self.precision.matmul)
+        else:
+            y = attention(q, k, v, self.execution, self.precision.matmul)
+        y = Dense(features, precision=self.precision, name="to_out_0")(y.reshape(x.shape))
+        return y, q, k, maps
+
+
+class GEGLU(nn.Module):
+    """The gated first layer of the feed-forward part."""
+
+    features: int
+    precision: Precision
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        h = Dense(2 * self.features, precision=self.precision, name="proj")(x)
+        h, gate = jnp.split(h, 2, axis=-1)
+        return h * nn.gelu(gate, approximate=False)
+
+
+class FeedForward(nn.Module):
+    """GEGLU to four times the width, and back."""
+
+    precision: Precision
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        h = GEGLU(4 * x.shape[-1], self.precision, name="net_0")(x)
+        return Dense(x.shape[-1], precision=self.precision, name="net_2")(h)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the text, feed-forward."""
+
+    heads: int
+    precision: Precision
+    execution: Execution
+    want_maps: bool
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array) -> tuple[Array, Any]:
+        def attn(name: str, want_maps: bool) -> Attention:
+            return Attention(
+                self.heads, self.precision, self.execution, want_maps=want_maps, name=name
+            )
+
+        y, q, k, maps = attn("attn1", self.want_maps)(layer_norm("norm1", self.precision)(x))
+        x = x + y
+        y, *_ = attn("attn2", False)(layer_norm("norm2", self.precision)(x), context)
+        x = x + y
+        x = x + FeedForward(self.precision, name="ff")(layer_norm("norm3", self.precision)(x))
+        return x, ((q, k), maps)
+
+
+class Transformer2D(nn.Module):
+    """A transformer block over the pixels of a feature map, with residual."""
+
+    heads: int
+    groups: int
+    precision: Precision
+    execution: Execution
+    want_maps: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], context: Array) -> tuple[Array, Any]:
+        b, height, width, features = x.shape
+
+        def project(name: str, y: Array) -> Array:
+            return Conv(features, True, self.precision, 1, 1, 0, name=name)(y)
+
+        h = project("proj_in", group_norm("norm", self.groups, 1e-6, self.precision)(x))
+        h = h.reshape(b, height * width, features)
+        block = TransformerBlock(
+            self.heads, self.precision, self.execution, self.want_maps, name="transformer_blocks_0"
+        )
+        h, tap = block(h, context)
+        return x + project("proj_out", h.reshape(x.shape)), tap
+
+
+class Resampler(nn.Module):
+    """The convolution that halves or, after nearest upsampling, keeps the resolution."""
+
+    features: int
+    precision: Precision
+    stride: int = 1
+    padding: Any = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if self.stride == 1:
+            x = upsample_nearest(x)
+        conv = Conv(self.features, True, self.precision, 3, self.stride, self.padding, name="conv")
+        return conv(x)
+
+
+class UNetBlock(nn.Module):
+    """ResNets, each followed by a transformer where `heads` is not 0, then a change of resolution.
+
+    A down block pushes every output on `skips`; an up block takes one off per ResNet.
+    """
+
+    kind: Literal["down", "mid", "up"]
+    features: int
+    heads: int
+    resample: bool
+    config: UNetConfig
+    precision: Precision
+    execution: Execution
+    want_maps: bool
+
+    @nn.compact
+    def __call__(
+        self, x: Array, skips: tuple[Array, ...], time: Array, context: Array
+    ) -> tuple[Array, tuple[Array, ...], list[Any], Array | None]:
+        """Returns the output, the skips, a tap per self-attention, the second ResNet's output."""
+        groups, epsilon = self.config.norm_num_groups, self.config.norm_eps
+        remat = nn.remat if self.execution.remat_block else lambda module: module
+        taps: list[Any] = []
+        second = None
+
+        def resnet(i: int, y: Array) -> Array:
+            block = remat(ResnetBlock)
+            return block(self.features, groups, epsilon, self.precision, name=f"resnets_{i}")(
+                y, time
+            )
+
+        def transformer(i: int, y: Array) -> Array:
+            y, tap = remat(Transformer2D)(
+                self.heads,
+                groups,
+                self.precision,
+                self.execution,
+                self.want_maps,
+                name=f"attentions_{i}",
+            )(y, context)
+            taps.append(tap)
+            return y
+
+        if self.kind == "mid":
+            x = resnet(1, transformer(0, resnet(0, x)))
+        else:
+            layers = self.config.layers_per_block + (self.kind == "up")
+            for i in range(layers):
+                if self.kind == "up":
+                    *rest, skip = skips
+                    skips, x = tuple(rest), jnp.concatenate([x, skip], axis=-1)
+                x = resnet(i, x)
+                second = x if i == 1 else second
+                x = transformer(i, x) if self.heads else x
+                skips = (*skips, x) if self.kind == "down" else skips
+        if self.resample:
+            stride = 2 if self.kind == "down" else 1
+            name = f"{self.kind}samplers_0"
+            x = Resampler(self.features, self.precision, stride, name=name)(x)
+            skips = (*skips, x) if self.kind == "down" else skips
+        return x, skips, taps, second
+
+
+class UNet(nn.Module):
+    """eps(z, t, w, c), SPEC 1.
+
+    Height and width of z must divide by 2 to the number of down blocks less one.
+    """
+
+    config: UNetConfig
+    precision: Precision = Precision()
+    execution: Execution = Execution()
+    collect: tuple[Collect, ...] = ()
+
+    @nn.compact
+    def __call__(
+        self,
+        z: Float[Array, "b h w c"],
+        t: Int[Array, " b"],
+        w: Float[Array, " b"] | None,
+        context: Float[Array, "b n c"],
+    ) -> tuple[Float[Array, "b h w c"], Out]:
+        """Predict the noise in latents z (NHWC) at timesteps t (0 to 999), guidance scale w.
+
+        Returns:
+            eps with the shape of z, and what `collect` asks for (see `Out`).
+        """
+        config, precision = self.config, self.precision
+        compute = dtype(precision.compute)
+        widths, depth = config.block_out_channels, len(config.block_out_channels)
+        heads = [h if a else 0 for h, a in zip(config.heads, config.down_attention, strict=True)]
+
+        def block(kind: Any, level: int, heads: int, resample: bool, name: str) -> UNetBlock:
+            return UNetBlock(
+                kind,
+                widths[level],
+                heads,
+                resample,
+                config,
+                precision,
+                self.execution,
+                "maps" in self.collect,
+                name=name,
+            )
+
+        embedded = sinusoidal_embedding(t, widths[0], config.flip_sin_to_cos, config.freq_shift)
+        guidance = None
+        if config.time_cond_proj_dim and w is not None:
+            guidance = guidance_embedding(w, config.time_cond_proj_dim)
+        time = TimeEmbedding(config, precision, name="time_embedding")(embedded, guidance)
+
+        context = context.astype(compute)
+        x = Conv(widths[0], precision=precision, name="conv_in")(z)
+        skips: tuple[Array, ...] = (x,)
+        taps: list[Any] = []
+        features: dict[str, Array | None] = {}
+        for i in range(depth):
+            down = block("down", i, heads[i], i < depth - 1, f"down_blocks_{i}")
+            x, skips, tap, second = down(x, skips, time, context)
+            taps += tap
+            if i == 1:
+                features["down"] = second
+        mid = block("mid", depth - 1, config.heads[-1], False, "mid_block")
+        x, skips, tap, _ = mid(x, skips, time, context)
+        taps += tap
+        features["mid"] = x
+        for i in range(depth):
+            level = depth - 1 - i
+            up = block("up", level, heads[level], i < depth - 1, f"up_blocks_{i}")
+            x, skips, tap, second = up(x, skips, time, context)
+            taps += tap
+            if i == 1:
+                features["up"] = second
+
+        x = nn.silu(group_norm("conv_norm_out", config.norm_num_groups, config.norm_eps, precision)(x))
+        eps = Conv(config.out_channels, precision=precision, name="conv_out")(x)
+
+        out: Out = {}
+        if "features" in self.collect:
+            out["features"] = {k: v for k, v in features.items() if v is not None}
+        if "queries_keys" in self.collect:
+            out["queries_keys"] = [qk for qk, _ in taps]
+        if "maps" in self.collect:
+            out["maps"] = [maps for _, maps in taps]
+        return eps.astype(dtype(precision.output)), out

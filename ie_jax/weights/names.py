@@ -1,0 +1,113 @@
+"""How upstream tensors are named here: one table of patterns per network.
+
+A rule is (pattern of the whole upstream name, path here, transform). `{}` in a path takes the
+pattern's groups; `.N` in a group becomes `_N`, other dots become `/`. Each upstream tensor must
+match exactly one rule. A path of None drops the tensor.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+Transform = Callable[[np.ndarray], np.ndarray]
+
+
+def same(x: np.ndarray) -> np.ndarray:
+    """As it is."""
+    return x
+
+
+def transposed(x: np.ndarray) -> np.ndarray:
+    """(out, in) to (in, out)."""
+    return x.T
+
+
+def oihw_to_hwio(x: np.ndarray) -> np.ndarray:
+    """A convolution's kernel as JAX lays it out."""
+    return x.transpose(2, 3, 1, 0)
+
+
+def pointwise_to_dense(x: np.ndarray) -> np.ndarray:
+    """(out, in), or (out, in, 1, 1) as the oldest autoencoder files have it, to (in, out)."""
+    return x.reshape(x.shape[:2]).T
+
+
+class Rule(NamedTuple):
+    """One line of a table."""
+
+    pattern: re.Pattern[str]
+    path: str | None
+    transform: Transform = same
+
+
+def rule(pattern: str, path: str | None, transform: Transform = same) -> Rule:
+    """A `Rule` from the pattern's text."""
+    return Rule(re.compile(pattern), path, transform)
+
+
+def local(group: str) -> str:
+    """An upstream module name as a path here: `a.0.b` is `a_0/b`."""
+    return re.sub(r"\.(\d+)", r"_\1", group).replace(".", "/")
+
+
+CONV = (
+    r"(?:.*\.)?(?:conv_in|conv_out|conv1|conv2|conv_shortcut|proj_in|proj_out|quant_conv"
+    r"|post_quant_conv|(?:down|up)samplers\.\d+\.conv)"
+)
+DENSE = (
+    r"(?:.*\.)?(?:to_q|to_k|to_v|to_out\.0|net\.0\.proj|net\.2|time_emb_proj|linear_1|linear_2"
+    r"|cond_proj)"
+)
+NORM = r"(?:.*\.)?(?:norm|norm1|norm2|norm3|group_norm|conv_norm_out)"
+# The names that SD1.5's published autoencoder still has for its attention.
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out_0"}
+
+UNET: tuple[Rule, ...] = (
+    rule(rf"({CONV})\.weight", "{}/kernel", oihw_to_hwio),
+    rule(rf"({DENSE})\.weight", "{}/kernel", transposed),
+    rule(rf"({NORM})\.weight", "{}/scale"),
+    rule(rf"({CONV}|{DENSE}|{NORM})\.bias", "{}/bias"),
+)
+
+ATTENTION = r"((?:en|de)coder\.mid_block\.attentions\.0)"
+VAE: tuple[Rule, ...] = (
+    rule(rf"({CONV})\.weight", "{}/kernel", oihw_to_hwio),
+    rule(
+        rf"{ATTENTION}\.(to_q|to_k|to_v|to_out\.0)\.weight", "{}/{}/kernel", pointwise_to_dense
+    ),
+    rule(rf"{ATTENTION}\.(to_q|to_k|to_v|to_out\.0)\.bias", "{}/{}/bias"),
+    *(
+        rule
+        for old, new in OLD_ATTENTION.items()
+        for rule in (
+            Rule(re.compile(rf"{ATTENTION}\.{old}\.weight"), f"{{}}/{new}/kernel", pointwise_to_dense),
+            Rule(re.compile(rf"{ATTENTION}\.{old}\.bias"), f"{{}}/{new}/bias"),
+        )
+    ),
+    rule(rf"({NORM})\.weight", "{}/scale"),
+    rule(rf"({CONV}|{NORM})\.bias", "{}/bias"),
+)
+
+# transformers >= 5 writes the names without `text_model.`
+MODEL = r"(?:text_model\.)?"
+TEXT_ENCODER: tuple[Rule, ...] = (
+    rule(rf"{MODEL}embeddings\.(token_embedding|position_embedding)\.weight", "{}"),
+    rule(rf"{MODEL}embeddings\.position_ids", None),
+    rule(
+        rf"{MODEL}encoder\.(layers\.\d+\.(?:self_attn|mlp)\.\w+)\.weight", "{}/kernel", transposed
+    ),
+    rule(rf"{MODEL}encoder\.(layers\.\d+\.layer_norm[12])\.weight", "{}/scale"),
+    rule(rf"{MODEL}encoder\.(layers\.\d+\.(?:(?:self_attn|mlp)\.\w+|layer_norm[12]))\.bias", "{}/bias"),
+    rule(rf"{MODEL}(final_layer_norm)\.weight", "{}/scale"),
+    rule(rf"{MODEL}(final_layer_norm)\.bias", "{}/bias"),
+)
+
+PEFT = r"unet\.base_model\.model\."
+LORA: tuple[Rule, ...] = (
+    rule(rf"{PEFT}({CONV})\.lora_A\.weight", "{}/down", oihw_to_hwio),
+    rule(rf"{PEFT}({CONV})\.lora_B\.weight", "{}/up", oihw_to_hwio),
+    rule(rf"{PEFT}({DENSE})\.lora_A\.weight", "{}/down", transposed),
+    rule(rf"{PEFT}({DENSE})\.lora_B\.weight", "{}/up", transposed),
+)

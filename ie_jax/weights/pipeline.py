@@ -1,0 +1,197 @@
+"""Everything an edit needs from a folder of upstream files: networks, weights, tokenizer, noise
+schedule."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import struct
+
+from ie_jax.errors import UserError
+from ie_jax.models.architecture import (
+    TextConfig,
+    UNetConfig,
+    VAEConfig,
+    text_config,
+    unet_config,
+    vae_config,
+)
+from ie_jax.models.lora import lora_shapes
+from ie_jax.models.shapes import text_encoder_shapes, unet_shapes, vae_shapes
+from ie_jax.weights.convert import convert, flatten, unflatten
+from ie_jax.weights.formats import read_json, read_tensors
+from ie_jax.weights.names import LORA, TEXT_ENCODER, UNET, VAE
+from ie_jax.weights.sources import Files
+
+Tree = Any
+
+
+@struct.dataclass
+class Weights:
+    """All weights. The forward and the backward model are one base and a LoRA each."""
+
+    unet: Tree
+    """The guidance-distilled UNet, the base of both models."""
+    forward: Tree
+    """LoRA of the forward model: image to noise."""
+    backward: Tree
+    """LoRA of the backward model: noise to image."""
+    vae: Tree
+    text_encoder: Tree
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the networks are, and the noise schedule that they were trained for."""
+
+    unet: UNetConfig
+    vae: VAEConfig
+    text: TextConfig
+    betas: tuple[float, float, int] = (0.00085, 0.012, 1000)
+    """First and last beta of the scaled linear schedule, and the number of timesteps."""
+
+    @property
+    def latent_factor(self) -> int:
+        """What an image side must divide by, so that every level of both networks fits."""
+        return self.vae.factor * 2 ** (len(self.unet.block_out_channels) - 1)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Networks, weights (numpy, float32) and the folder of the tokenizer."""
+
+    architecture: Architecture
+    weights: Weights
+    tokenizer: Path
+
+
+CONFIGS = {
+    "unet": "unet/config.json",
+    "vae": "vae/config.json",
+    "text_encoder": "text_encoder/config.json",
+    "scheduler": "scheduler/scheduler_config.json",
+}
+TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+SCHEDULER_FIXED = {
+    "beta_schedule": ("scaled_linear",),
+    "prediction_type": ("epsilon",),
+    "trained_betas": (None,),
+    "rescale_betas_zero_snr": (False,),
+}
+
+
+def scheduler_betas(config: Mapping[str, Any], where: str) -> tuple[float, float, int]:
+    """First and last beta and the number of timesteps of an upstream scheduler config.
+
+    Keys that say how some sampler walks the schedule do not matter here.
+
+    Raises:
+        UserError: another schedule or prediction type than SD1.x's.
+    """
+    for key, allowed in SCHEDULER_FIXED.items():
+        if config.get(key, allowed[0]) not in allowed:
+            raise UserError(
+                f"{where}: {key} = {config[key]!r} is not supported (only {allowed[0]!r})"
+            )
+    first, last = config.get("beta_start", 0.00085), config.get("beta_end", 0.012)
+    steps = config.get("num_train_timesteps", 1000)
+    if not (
+        isinstance(first, float) and isinstance(last, float) and type(steps) is int and steps > 0
+    ):
+        raise UserError(f"{where}: beta_start, beta_end or num_train_timesteps is not a number")
+    return first, last, steps
+
+
+def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """The upstream configs of a diffusers folder."""
+    return {name: read_json(folder / file) for name, file in CONFIGS.items()}
+
+
+def architecture(configs: Mapping[str, Mapping[str, Any]], where: str) -> Architecture:
+    """The architecture of upstream configs, see `read_configs`."""
+    unet = unet_config(configs["unet"], f"{where}/{CONFIGS['unet']}")
+    vae = vae_config(configs["vae"], f"{where}/{CONFIGS['vae']}")
+    text = text_config(configs["text_encoder"], f"{where}/{CONFIGS['text_encoder']}")
+    if vae.latent_channels != unet.in_channels or text.hidden_size != unet.cross_attention_dim:
+        raise UserError(
+            f"{where}: the parts do not fit each other: the UNet takes {unet.in_channels} latent "
+            f"channels and text of width {unet.cross_attention_dim}, the autoencoder and the text "
+            f"encoder give {vae.latent_channels} and {text.hidden_size}"
+        )
+    betas = scheduler_betas(configs["scheduler"], f"{where}/{CONFIGS['scheduler']}")
+    return Architecture(unet, vae, text, betas)
+
+
+def with_guidance(unet: UNetConfig, teacher: Mapping[str, Any]) -> UNetConfig:
+    """The published config is SD1.5's own; the width of the guidance embedding, which distillation
+    added, is known from the distilled weights alone."""
+    projection = teacher.get("time_embedding.cond_proj.weight")
+    if unet.time_cond_proj_dim or projection is None or projection.ndim != 2:
+        return unet
+    return replace(unet, time_cond_proj_dim=projection.shape[1])
+
+
+def lora_rank(tensors: Mapping[str, Any], where: str) -> int:
+    """The rank that all factors of a LoRA file agree on.
+
+    Raises:
+        UserError: there is no such rank.
+    """
+    ranks = {x.shape[0] for name, x in tensors.items() if ".lora_A." in name and x.ndim}
+    if len(ranks) != 1:
+        raise UserError(f"{where}: no LoRA in PEFT naming of one rank (ranks found: {ranks or 0})")
+    return int(ranks.pop())
+
+
+def convert_files(files: Files) -> tuple[Architecture, Weights]:
+    """Read and convert upstream files.
+
+    Raises:
+        UserError: a file is missing, damaged or does not fit; the message names it.
+    """
+    arch = architecture(read_configs(files.pipeline), str(files.pipeline))
+    teacher = read_tensors(files.teacher)
+    arch = replace(arch, unet=with_guidance(arch.unet, teacher))
+    base_shapes = unet_shapes(arch.unet)
+    unet = convert(teacher, UNET, base_shapes, str(files.teacher))
+    del teacher
+
+    def lora(path: Path) -> Tree:
+        tensors = read_tensors(path)
+        rank = lora_rank(tensors, str(path))
+        return convert(tensors, LORA, lora_shapes(base_shapes, rank), str(path))
+
+    vae = files.pipeline / "vae/diffusion_pytorch_model.safetensors"
+    text = files.pipeline / "text_encoder/model.safetensors"
+    weights = Weights(
+        unet=unet,
+        forward=lora(files.forward),
+        backward=lora(files.backward),
+        vae=convert(read_tensors(vae), VAE, vae_shapes(arch.vae), str(vae)),
+        text_encoder=convert(
+            read_tensors(text), TEXT_ENCODER, text_encoder_shapes(arch.text), str(text)
+        ),
+    )
+    return arch, weights
+
+
+def flatten_weights(weights: Weights) -> dict[str, Any]:
+    """All weights as {"unet/conv_in/kernel": array}."""
+    return flatten({name: getattr(weights, name) for name in weights.__dataclass_fields__})
+
+
+def unflatten_weights(flat: Mapping[str, Any]) -> Weights:
+    """The inverse of `flatten_weights`."""
+    return Weights(**unflatten(flat))
+
+
+def parameters(tree: Tree) -> int:
+    """The number of values in a tree."""
+    return sum(x.size for x in jax.tree.leaves(tree))
