@@ -1,0 +1,104 @@
+"""Reading of published weight and config files into plain numpy and Python objects."""
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from ie_jax.errors import UserError
+
+_TORCH_SUFFIXES = {".pt", ".pth", ".bin"}
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Reads a `.safetensors` file, or a torch `.pt`, `.pth` or `.bin` state dict.
+
+    Tensors keep their names, shapes and dtypes (bfloat16 is `ml_dtypes.bfloat16`). No pickled
+    code is run: torch files are read with `weights_only=True`.
+
+    Raises:
+        UserError: the file is missing, damaged, of another format or holds something that is
+            not a tensor; or it is a torch file and torch is not installed.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is not a file")
+    if path.suffix == ".safetensors":
+        tensors = _read_safetensors(path)
+    elif path.suffix in _TORCH_SUFFIXES:
+        tensors = _read_torch(path)
+    else:
+        raise UserError(f"{path} is not a weight file: expected .safetensors, .pt, .pth or .bin")
+    if not tensors:
+        raise UserError(f"{path} holds no tensors")
+    return tensors
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds one object.
+
+    Raises:
+        UserError: the file is missing, not JSON, or holds something else than an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return content
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is damaged or not a safetensors file: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"reading {path.name} needs torch: pip install 'ie_jax[convert]'"
+        ) from error
+    try:
+        content = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is not a torch state dict, or holds Python objects beside tensors, which are "
+            "refused because loading them could run code"
+        ) from error
+    except Exception as error:  # torch has no common base class for what a damaged file causes
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path} is damaged or not a torch file: {reason}") from error
+
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
+    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise UserError(f"{path} has entries that are not tensors: {', '.join(others[:5])}")
+
+    def to_numpy(tensor: Any) -> np.ndarray:
+        if tensor.dtype == torch.bfloat16:  # numpy has no such type of its own
+            return tensor.detach().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.detach().numpy()
+
+    try:
+        return {str(name): to_numpy(tensor) for name, tensor in content.items()}
+    except TypeError as error:
+        raise UserError(f"{path} has a tensor of a type that numpy lacks: {error}") from error
