@@ -1,0 +1,40 @@
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP_INSTALL := $(RUN) -m pip install --quiet --no-input
+# Without a GPU the CPU build of torch is enough, and gigabytes smaller than the default one.
+TORCH := $(if $(shell command -v nvidia-smi),,torch==2.13.0)
+
+.PHONY: demo test lint conformance bench clean
+
+demo: $(VENV)/.runtime
+	$(RUN) edit.py --output demo.png
+
+test: lint
+	$(RUN) -m pytest
+
+lint: $(VENV)/.development
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+
+conformance: $(VENV)/.development
+	@test -d "$(DIR)" || { echo 'usage: make conformance DIR=folder-of-the-recorded-data' >&2; exit 2; }
+	IE_JAX_GOLDENS="$(abspath $(DIR))" $(RUN) -m pytest -m ""
+
+bench: $(VENV)/.development
+	@for script in benchmarks/*.py; do $(RUN) "$$script" || exit; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps stand for "installed as pyproject.toml asks".
+$(VENV)/.runtime: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) --editable .
+	touch $@
+
+$(VENV)/.development: $(VENV)/.runtime
+	$(PIP_INSTALL) --editable '.[dev]' $(TORCH)
+	touch $@
