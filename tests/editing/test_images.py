@@ -513,6 +513,7 @@ def test_captions_are_drawn_wrapped_and_cut(width: int) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(words=st.lists(st.text("ilmW.", min_size=1, max_size=40)), width=st.integers(80, 300))
+@example(words=["W" * 100], width=80)
 def test_wrapped_lines_fit_and_lose_nothing_but_the_end(words: list[str], width: int) -> None:
     font = ImageFont.load_default(11)
     lines = _wrap(" ".join(words), width, font)
