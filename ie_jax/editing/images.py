@@ -80,8 +80,11 @@ def preprocess(image: np.ndarray, size: int, fit: Fit = "crop") -> np.ndarray:
             square = Image.fromarray(image[top : top + short, left : left + short])
             return np.array(square.resize((size, size)))
         case "aspect":
-            scale = _nearest_multiple(size) / short
-            shape = _nearest_multiple(width * scale), _nearest_multiple(height * scale)
+            side = _nearest_multiple(size)
+            shape = (
+                _nearest_multiple(width * side / short),
+                _nearest_multiple(height * side / short),
+            )
             if max(shape) > MAX_SIDE:
                 raise UserError(
                     f"a picture of {width}x{height} would become {shape[0]}x{shape[1]}, with a "
