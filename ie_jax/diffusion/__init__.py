@@ -1,0 +1,1 @@
+"""The noise schedule, the consistency step, inversion and generation."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ie_jax.models.execution import Execution
+from ie_jax.models.execution import Execution, exact
 
 Heads = Float[Array, "b n h d"]
 T = TypeVar("T")
@@ -17,11 +17,11 @@ CUDNN_MAX_HEAD_DIM = 128
 
 
 def probabilities(
-    q: Heads, k: Float[Array, "b m h d"], precision: lax.Precision, causal: bool = False
+    q: Heads, k: Float[Array, "b m h d"], causal: bool = False
 ) -> Float[Array, "b h n m"]:
     """softmax(q k^T / sqrt(d)) in float32: the attention maps."""
     logits = jnp.einsum(
-        "bnhd,bmhd->bhnm", q, k, precision=precision, preferred_element_type=jnp.float32
+        "bnhd,bmhd->bhnm", q, k, precision=exact(q.dtype), preferred_element_type=jnp.float32
     )
     logits /= math.sqrt(q.shape[-1])
     if causal:
@@ -30,11 +30,9 @@ def probabilities(
     return jax.nn.softmax(logits, axis=-1)
 
 
-def attend(
-    maps: Float[Array, "b h n m"], v: Float[Array, "b m h d"], precision: lax.Precision
-) -> Heads:
+def attend(maps: Float[Array, "b h n m"], v: Float[Array, "b m h d"]) -> Heads:
     """Values averaged by the maps."""
-    return jnp.einsum("bhnm,bmhd->bnhd", maps.astype(v.dtype), v, precision=precision)
+    return jnp.einsum("bhnm,bmhd->bnhd", maps.astype(v.dtype), v, precision=exact(v.dtype))
 
 
 def chunk_count(n: int, chunk: int) -> int:
@@ -62,13 +60,12 @@ def explicit_attention(
     q: Heads,
     k: Float[Array, "b m h d"],
     v: Float[Array, "b m h d"],
-    precision: lax.Precision,
     query_chunk: int,
 ) -> Heads:
     """Attention as two matrix products around a softmax, `query_chunk` queries at a time."""
 
     def part(q: Heads) -> Heads:
-        return attend(probabilities(q, k, precision), v, precision)
+        return attend(probabilities(q, k), v)
 
     y = over_query_chunks(part, query_chunk, q)
     return jnp.moveaxis(y, 0, 1).reshape(q.shape)
@@ -92,11 +89,10 @@ def attention(
     k: Float[Array, "b m h d"],
     v: Float[Array, "b m h d"],
     execution: Execution,
-    precision: lax.Precision,
 ) -> Heads:
     """Attention by the kernel that `execution` (resolved) names."""
     match execution.attention:
         case "cudnn" | "xla":
             return fused_attention(q, k, v, execution.attention)
         case _:
-            return explicit_attention(q, k, v, precision, execution.query_chunk)
+            return explicit_attention(q, k, v, execution.query_chunk)

@@ -24,10 +24,11 @@ class Precision:
     output: DType = "float32"
     """What a network returns."""
 
-    @property
-    def matmul(self) -> lax.Precision:
-        """float32 means float32: without this a TPU would multiply in bfloat16, a GPU in TF32."""
-        return lax.Precision.HIGHEST if self.compute == "float32" else lax.Precision.DEFAULT
+
+def exact(dtype: jnp.dtype) -> lax.Precision:
+    """The precision of products: float32 means float32 (left to themselves a TPU would multiply in
+    bfloat16, a GPU in TF32)."""
+    return lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,25 @@ class Execution:
     remat_call: bool = False
     """Backward passes recompute each network call from its inputs."""
     unroll: Literal["auto"] | int = "auto"
-    """Steps of the scan unrolled into one. auto: all on CPU, where the backward pass of a rolled
-    scan is several times slower; 1 elsewhere."""
+    """Steps of the scan unrolled into one. auto: all where a backward pass goes through the scan
+    on CPU, where XLA runs that several times slower when it is rolled; else 1, which compiles
+    faster."""
 
-    def resolve(self, precision: Precision, backend: str | None = None) -> Self:
-        """Replace every auto by the choice for `backend` (default: the one JAX runs on)."""
+    def resolve(
+        self, precision: Precision, backend: str | None = None, differentiated: bool = False
+    ) -> Self:
+        """Replace every auto by the choice for `backend` (default: the one JAX runs on).
+
+        Args:
+            differentiated: whether gradients will be taken through the scan of the steps.
+        """
         backend = backend or jax.default_backend()
         attention, unroll = self.attention, self.unroll
         if attention == "auto":
             fused = precision.compute != "float32" and backend in FUSED
             attention = FUSED[backend] if fused else "explicit"
         if unroll == "auto":
-            unroll = UNROLL_ALL if backend == "cpu" else 1
+            unroll = UNROLL_ALL if backend == "cpu" and differentiated else 1
         return replace(self, attention=attention, unroll=unroll)
 
 

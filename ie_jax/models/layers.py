@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-from ie_jax.models.execution import Precision, dtype
+from ie_jax.models.execution import Precision, dtype, exact
 from ie_jax.models.lora import lora_scale
 
 Padding = Sequence[tuple[int, int]]
@@ -54,7 +54,7 @@ class Dense(LowRank):
     """Dense layer on the last axis. kernel (in, out)."""
 
     def linear(self, x: Array, kernel: Array, **options: Any) -> Array:
-        return jnp.matmul(x, kernel, precision=self.precision.matmul)
+        return jnp.matmul(x, kernel, precision=exact(x.dtype))
 
     @nn.compact
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
@@ -74,7 +74,7 @@ class Conv(LowRank):
             padding = ((padding, padding),) * 2
         options = {"window_strides": (self.stride,) * 2, "padding": padding} | options
         return lax.conv_general_dilated(
-            x, kernel, dimension_numbers=DIMENSIONS, precision=self.precision.matmul, **options
+            x, kernel, dimension_numbers=DIMENSIONS, precision=exact(x.dtype), **options
         )
 
     def pointwise(self, x: Array, kernel: Array) -> Array:

@@ -28,8 +28,8 @@ class CausalSelfAttention(nn.Module):
 
         split = (*x.shape[:2], self.heads, x.shape[-1] // self.heads)
         q, k, v = (project(name, x).reshape(split) for name in ("q_proj", "k_proj", "v_proj"))
-        maps = probabilities(q, k, self.precision.matmul, causal=True)
-        return project("out_proj", attend(maps, v, self.precision.matmul).reshape(x.shape))
+        maps = probabilities(q, k, causal=True)
+        return project("out_proj", attend(maps, v).reshape(x.shape))
 
 
 class MLP(nn.Module):

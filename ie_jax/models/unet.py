@@ -117,10 +117,10 @@ class Attention(nn.Module):
         q, k, v = split("to_q", x), split("to_k", context), split("to_v", context)
         maps = None
         if self.want_maps:
-            maps = probabilities(q, k, self.precision.matmul)
-            y = attend(maps, v, self.precision.matmul)
+            maps = probabilities(q, k)
+            y = attend(maps, v)
         else:
-            y = attention(q, k, v, self.execution, self.precision.matmul)
+            y = attention(q, k, v, self.execution)
         y = Dense(features, precision=self.precision, name="to_out_0")(y.reshape(x.shape))
         return y, q, k, maps
 

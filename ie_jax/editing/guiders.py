@@ -1,0 +1,77 @@
+"""Guiders: energies that say how far an edit has moved from the source.
+
+A guider is a function of what three network calls return (`ie_jax.models.unet.Out`): the source
+pass (current latent, source prompt), the inversion pass (inversion latent, source prompt) and the
+target pass (current latent, target prompt). It gives one energy per image, float32. To add one,
+write it and name it in GUIDERS.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ie_jax.errors import UserError
+from ie_jax.models.attention import Heads, over_query_chunks, probabilities
+from ie_jax.models.unet import Out
+
+Energy = Float[Array, " b"]
+
+QUERY_CHUNK = 512
+
+
+class Guider(NamedTuple):
+    """An energy, and whether it reads the source pass, which costs a network call per step."""
+
+    energy: Callable[..., Energy]
+    reads_source: bool = False
+
+
+def map_difference(
+    q1: Heads, k1: Heads, q2: Heads, k2: Heads, query_chunk: int = QUERY_CHUNK
+) -> Energy:
+    """mean((A1 - A2)²) over heads, queries and keys of the maps that queries and keys make.
+
+    The maps of `query_chunk` queries exist at a time, in the backward pass too (0: all at once).
+    """
+    _, n, heads, _ = q1.shape
+
+    def part(q1: Heads, q2: Heads) -> Energy:
+        difference = probabilities(q1, k1) - probabilities(q2, k2)
+        return jnp.sum(difference**2, axis=(1, 2, 3))
+
+    return jnp.sum(over_query_chunks(part, query_chunk, q1, q2), axis=0) / (heads * n * n)
+
+
+def self_attention_energy(
+    source: Out, inversion: Out, target: Out, query_chunk: int = QUERY_CHUNK
+) -> Energy:
+    """Sum over all self-attention layers of mean((A_src - A_inv)²) (SPEC 4)."""
+    pairs = zip(source["queries_keys"], inversion["queries_keys"], strict=True)
+    return sum((map_difference(*one, *other, query_chunk) for one, other in pairs), jnp.zeros(()))
+
+
+def feature_energy(source: Out, inversion: Out, target: Out, block: str = "up") -> Energy:
+    """mean((F_trg - F_inv)²) of the features of one block: up, down or mid (SPEC 4).
+
+    Raises:
+        UserError: the network is too small to have that block.
+    """
+    if block not in target["features"]:
+        raise UserError(f"this network has no features named {block!r}: use the mid block")
+    trg, inv = (x["features"][block].astype(jnp.float32) for x in (target, inversion))
+    return jnp.mean((trg - inv) ** 2, axis=(1, 2, 3))
+
+
+GUIDERS = {
+    "self_attn_map_l2": Guider(self_attention_energy, reads_source=True),
+    "features_map_l2": Guider(feature_energy),
+}
+
+
+def make_guider(name: str, **options: str | int) -> Guider:
+    """The guider of that name in GUIDERS, with its options set."""
+    guider = GUIDERS[name]
+    return guider._replace(energy=partial(guider.energy, **options))

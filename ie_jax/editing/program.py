@@ -1,0 +1,298 @@
+"""Inversion, reconstruction and guided editing as pure functions of weights and arrays.
+
+    inversion = invert_images(models, weights, pixels, source_ids, noise, schedule)
+    edit = edit_inversion(models, weights, inversion, target_ids, schedule, strength, match)
+
+`models` is static: what the networks are and how they are run. Everything else is arrays. Each
+function, and each composition of them, is one program under `jax.jit`, and differentiable.
+
+A batch is b images; an inversion is edited e times, each with its own prompt and strength.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Float, Int, UInt8
+
+from ie_jax.diffusion.consistency import Latents, consistency_step
+from ie_jax.diffusion.schedule import Schedule
+from ie_jax.diffusion.trajectory import Denoiser, generate, invert, per_step
+from ie_jax.editing.guidance import StepRecord, Strength, guide
+from ie_jax.editing.guiders import Guider
+from ie_jax.editing.statistics import Pixels, from_uint8, match_statistics, mean_std, to_uint8
+from ie_jax.models.execution import Execution, Precision
+from ie_jax.models.lora import merge
+from ie_jax.models.text_encoder import TextEncoder
+from ie_jax.models.unet import Collect, Out, UNet
+from ie_jax.models.vae import VAE
+from ie_jax.weights.pipeline import Architecture, Weights
+
+Tokens = Int[Array, "*be n"]
+Context = Float[Array, "b n c"]
+FullDenoiser = Callable[[Latents, Array, Array, Context], tuple[Latents, Out]]
+
+
+@dataclass(frozen=True)
+class Models:
+    """What is fixed when a program is compiled."""
+
+    architecture: Architecture
+    precision: Precision = Precision()
+    vae_precision: Precision = Precision()
+    execution: Execution = Execution()
+    """Resolved (see `Execution.resolve`)."""
+    lora: Literal["merge", "low_rank"] = "merge"
+    """merge: each program adds a LoRA to the base before its steps. low_rank: each layer adds the
+    low-rank path, which holds no second copy of the weights but computes more."""
+    guiders: tuple[Guider, ...] = ()
+
+
+@struct.dataclass
+class Inversion:
+    """An image as noise, with what editing needs to know about it."""
+
+    latents: Float[Array, "n1 b h w c"]
+    """The clean latent, and the latent after each step."""
+    context: Context
+    """The source prompt's embedding."""
+    mean: Float[Array, " b"]
+    std: Float[Array, " b"]
+    """Statistics of the source's pixels, 0..255."""
+
+
+@struct.dataclass
+class Edit:
+    """The result of editing."""
+
+    pixels: UInt8[Array, "b e H W 3"]
+    latents: Float[Array, "n b e h w c"]
+    """After each step."""
+    record: StepRecord | None
+    """Per step, leaves (n, ..., b, e); None without guiders."""
+
+
+def denoiser(
+    models: Models, base: Any, lora: Any, collect: tuple[Collect, ...] = ()
+) -> FullDenoiser:
+    """(z, t, w, context) -> (eps, out) of the base with a LoRA."""
+    unet = UNet(models.architecture.unet, models.precision, models.execution, collect)
+    if models.lora == "merge":
+        variables = {"params": merge(base, lora)}
+    else:
+        variables = {"params": base, "lora": lora}
+
+    def call(z: Latents, t: Array, w: Array, context: Context) -> tuple[Latents, Out]:
+        eps, out = unet.apply(variables, z, t, w, context)
+        return eps, out
+
+    return jax.checkpoint(call) if models.execution.remat_call else call
+
+
+def with_text(network: FullDenoiser, context: Context) -> Denoiser:
+    """A denoiser for one text."""
+    return lambda z, t, w: network(z, t, w, context)[0]
+
+
+def encode_text(models: Models, weights: Weights, ids: Tokens) -> Float[Array, "*be n c"]:
+    """Token ids to embeddings."""
+    text_encoder = TextEncoder(models.architecture.text, models.precision)
+    flat = text_encoder.apply({"params": weights.text_encoder}, ids.reshape(-1, ids.shape[-1]))
+    return flat.reshape(*ids.shape, flat.shape[-1])
+
+
+def vae(models: Models) -> VAE:
+    """The autoencoder of `models`."""
+    return VAE(models.architecture.vae, models.vae_precision, models.execution)
+
+
+def encode_image(models: Models, weights: Weights, pixels: Pixels) -> Latents:
+    """Pixels to the latent of the posterior mean."""
+    x = from_uint8(pixels)
+    z: Latents = vae(models).apply({"params": weights.vae}, x, method="encode")
+    return z
+
+
+def decode_image(models: Models, weights: Weights, z: Latents) -> Pixels:
+    """Latents to pixels."""
+    return to_uint8(vae(models).apply({"params": weights.vae}, z, method="decode"))
+
+
+def invert_images(
+    models: Models,
+    weights: Weights,
+    pixels: Pixels,
+    source_ids: Int[Array, "b n"],
+    noise: Latents,
+    schedule: Schedule,
+) -> Inversion:
+    """Images to noise: encode, then the forward model under the source prompt."""
+    context = encode_text(models, weights, source_ids)
+    z = encode_image(models, weights, pixels)
+    eps = with_text(denoiser(models, weights.unet, weights.forward), context)
+    trajectory = invert(eps, z, noise, schedule, models.execution.unroll)
+    latents = jnp.concatenate([z[None].astype(jnp.float32), trajectory.latents])
+    return Inversion(latents, context, *mean_std(pixels))
+
+
+def reconstruct(
+    models: Models,
+    weights: Weights,
+    inversion: Inversion,
+    schedule: Schedule,
+    match: Float[Array, ""],
+) -> UInt8[Array, "b H W 3"]:
+    """The image back from its noise: the source prompt, w = 0, no guiders."""
+    eps = with_text(denoiser(models, weights.unet, weights.backward), inversion.context)
+    plain = schedule.replace(guidance=jnp.zeros(schedule.steps))
+    z = generate(eps, inversion.latents[-1], plain, models.execution.unroll).latents[-1]
+    return finish(models, weights, z, inversion, match)
+
+
+def finish(
+    models: Models, weights: Weights, z: Latents, inversion: Inversion, match: Float[Array, ""]
+) -> Pixels:
+    """Decode, and where `match` is 1 take over the source's statistics."""
+    pixels = decode_image(models, weights, z)
+    edits = z.shape[0] // inversion.mean.shape[0]
+    mean, std = (jnp.repeat(x, edits) for x in (inversion.mean, inversion.std))
+    return jnp.where(match > 0, match_statistics(pixels, mean, std), pixels)
+
+
+def inversion_passes(
+    network: FullDenoiser, inversion: Inversion, schedule: Schedule
+) -> tuple[Float[Array, "n b h w c"], Out]:
+    """The inversion pass of every step: z*_t under the source prompt, w = 0.
+
+    It depends on no edit, so all steps go through the network as one batch, once for all edits.
+    """
+    reference = lax.stop_gradient(inversion.latents[:0:-1])
+    n, b = reference.shape[:2]
+    t = per_step(schedule.backward_t, b).reshape(-1)
+    context = jnp.tile(inversion.context, (n, 1, 1))
+    eps, out = network(reference.reshape(n * b, *reference.shape[2:]), t, jnp.zeros(n * b), context)
+    return jax.tree.map(lambda x: x.reshape(n, b, *x.shape[1:]), lax.stop_gradient((eps, out)))
+
+
+def guided_generation(
+    models: Models,
+    weights: Weights,
+    inversion: Inversion,
+    context: Context,
+    schedule: Schedule,
+    strength: Strength,
+) -> tuple[Float[Array, "n m h w c"], StepRecord]:
+    """Generation under the target prompts, guided towards the inversion (SPEC 4).
+
+    The target and the source pass of a step are one call of twice the batch.
+
+    Args:
+        context: m target prompts, a multiple of the images.
+        schedule: guidance of shape (m, n).
+        strength: scales of shape (m, g, n), bounds (m).
+    """
+    network = denoiser(models, weights.unet, weights.backward, ("features", "queries_keys"))
+    m, b = context.shape[0], inversion.context.shape[0]
+
+    def repeat(x: Array, axis: int = 0) -> Array:
+        return jnp.repeat(x, m // b, axis=axis)
+
+    def twice(x: Array) -> Array:
+        return jnp.concatenate([x, x])
+
+    reads_source = any(guider.reads_source for guider in models.guiders)
+    source = repeat(inversion.context)
+    t, s = (repeat(per_step(x, b), 1) for x in (schedule.backward_t, schedule.backward_s))
+    reference = inversion_passes(network, inversion, schedule)
+
+    def step(z: Latents, at: Any) -> tuple[Latents, tuple[Latents, StepRecord]]:
+        t, s, w, scales, reference = at
+        eps_inv, out_inv = jax.tree.map(repeat, reference)
+
+        def passes(z: Latents) -> tuple[Float[Array, "g m"], Latents]:
+            if reads_source:
+                both = jnp.concatenate([context, source])
+                eps, out = network(twice(z), twice(t), jnp.concatenate([w, 0 * w]), both)
+                out_trg, out_src = (jax.tree.map(lambda x, h=h: jnp.split(x, 2)[h], out) for h in (0, 1))
+            else:
+                eps, out_trg = network(z, t, w, context)
+                out_src = {}
+            energies = [guider.energy(out_src, out_inv, out_trg) for guider in models.guiders]
+            return jnp.stack(energies), eps[:m]
+
+        eps, record = guide(passes, z, eps_inv, scales, strength.lower, strength.upper)
+        z = consistency_step(schedule.abar, z, eps, t, s)
+        return z, (z, record)
+
+    at = (t, s, schedule.guidance.T, jnp.transpose(strength.scales, (2, 1, 0)), reference)
+    start = repeat(inversion.latents[-1])
+    _, (latents, record) = lax.scan(step, start, at, unroll=models.execution.unroll)
+    return latents, record
+
+
+def edit_inversion(
+    models: Models,
+    weights: Weights,
+    inversion: Inversion,
+    target_ids: Int[Array, "b e n"],
+    schedule: Schedule,
+    strength: Strength,
+    match: Float[Array, ""],
+) -> Edit:
+    """Generate from the inverted noise under target prompts, and decode.
+
+    Args:
+        schedule: guidance broadcasts to (b, e, n).
+        strength: scales broadcast to (b, e, g, n), bounds to (b, e).
+        match: 1 to give the result the source's statistics, 0 not to.
+    """
+    b, e = target_ids.shape[:2]
+    n, g = schedule.steps, len(models.guiders)
+
+    def flat(x: Array, *trailing: int) -> Array:
+        return jnp.broadcast_to(x, (b, e, *trailing)).reshape(b * e, *trailing)
+
+    context = encode_text(models, weights, target_ids)
+    context = context.reshape(b * e, *context.shape[2:])
+    schedule = schedule.replace(guidance=flat(schedule.guidance, n))
+    record = None
+    if models.guiders:
+        strength = Strength(flat(strength.scales, g, n), flat(strength.lower), flat(strength.upper))
+        latents, record = guided_generation(models, weights, inversion, context, schedule, strength)
+        record = jax.tree.map(lambda x: x.reshape(*x.shape[:-1], b, e), record)
+    else:
+        eps = with_text(denoiser(models, weights.unet, weights.backward), context)
+        per_edit = schedule.replace(
+            backward_t=jnp.repeat(jnp.broadcast_to(schedule.backward_t, (b, n)), e, axis=0),
+            backward_s=jnp.repeat(jnp.broadcast_to(schedule.backward_s, (b, n)), e, axis=0),
+        )
+        start = jnp.repeat(inversion.latents[-1], e, axis=0)
+        latents = generate(eps, start, per_edit, models.execution.unroll).latents
+    pixels = finish(models, weights, latents[-1], inversion, match)
+    return Edit(
+        pixels.reshape(b, e, *pixels.shape[1:]),
+        latents.reshape(n, b, e, *latents.shape[2:]),
+        record,
+    )
+
+
+def edit_images(
+    models: Models,
+    weights: Weights,
+    pixels: Pixels,
+    source_ids: Int[Array, "b n"],
+    target_ids: Int[Array, "b e n"],
+    noise: Latents,
+    schedule: Schedule,
+    strength: Strength,
+    match: Float[Array, ""],
+) -> tuple[Inversion, Edit]:
+    """The whole edit as one program: encode, invert, generate (guided), decode."""
+    inversion = invert_images(models, weights, pixels, source_ids, noise, schedule)
+    return inversion, edit_inversion(
+        models, weights, inversion, target_ids, schedule, strength, match
+    )
