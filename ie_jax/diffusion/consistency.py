@@ -19,7 +19,9 @@ def alpha_sigma(
     return per_image(jnp.sqrt(at_t)), per_image(jnp.sqrt(1.0 - at_t))
 
 
-def predict_clean(abar: Float[Array, " T"], z: Latents, eps: Latents, t: Int[Array, " b"]) -> Latents:
+def predict_clean(
+    abar: Float[Array, " T"], z: Latents, eps: Latents, t: Int[Array, " b"]
+) -> Latents:
     """x0 = (z_t - sigma_t eps) / alpha_t."""
     alpha, sigma = alpha_sigma(abar, t)
     return (z - sigma * eps) / alpha
@@ -43,9 +45,7 @@ def consistency_step(
     return alpha * predict_clean(abar, z, eps, t) + sigma * eps
 
 
-def add_noise(
-    abar: Float[Array, " T"], z: Latents, noise: Latents, t: Int[Array, " b"]
-) -> Latents:
+def add_noise(abar: Float[Array, " T"], z: Latents, noise: Latents, t: Int[Array, " b"]) -> Latents:
     """alpha_t z + sigma_t noise. No special case at t = 0, where sigma is 0.029."""
     alpha, sigma = alpha_sigma(abar, t)
     return alpha * z + sigma * noise

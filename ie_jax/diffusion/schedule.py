@@ -1,6 +1,7 @@
 """Noise levels and the timesteps that inversion and generation visit."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import jax.numpy as jnp
 import numpy as np
@@ -76,7 +77,7 @@ def make_schedule(
         raise UserError(
             f"boundaries {list(boundaries)} with start {start_timestep} leave 0..{len(abar) - 1}"
         )
-    if any(a >= b for a, b in zip(rising, rising[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(rising)):
         raise UserError(
             f"boundaries {list(boundaries)} must rise, from above the start {start_timestep}"
         )

@@ -1,17 +1,17 @@
 """Pictures in and out of the editor: files on one side, uint8 RGB arrays (h, w, 3) on the other."""
 
 import os
-import secrets
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from ie_jax.errors import UserError
+from ie_jax.files import appearing_whole, temporary_name
 
 Fit = Literal["crop", "aspect"]
 
@@ -104,7 +104,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     with _write_errors(path):
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name a file")
-        probe = _temporary_name(path)
+        probe = temporary_name(path)
         probe.touch(exist_ok=False)
         probe.unlink()
 
@@ -120,7 +120,7 @@ def save_image(image: np.ndarray, path: str | os.PathLike[str]) -> None:
     _require_rgb(image)
     check_writable(path)
     name, options = _write_format(path)
-    with _write_errors(path), _appearing_whole(path) as file:
+    with _write_errors(path), appearing_whole(path) as file:
         Image.fromarray(image).save(file, name, **options)
 
 
@@ -229,23 +229,6 @@ def _write_format(path: Path) -> tuple[str, dict[str, Any]]:
     except KeyError:
         known = ", ".join(_WRITE_FORMATS)
         raise UserError(f"{path}: the name must end in one of {known}") from None
-
-
-def _temporary_name(path: Path) -> Path:
-    """A free name in the same folder, so that renaming it to `path` is atomic."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-
-
-@contextmanager
-def _appearing_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the name `path` at the end, or vanishes if anything is raised."""
-    temporary = _temporary_name(path)
-    try:
-        with temporary.open("xb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -217,7 +217,9 @@ def guided_generation(
             if reads_source:
                 both = jnp.concatenate([context, source])
                 eps, out = network(twice(z), twice(t), jnp.concatenate([w, 0 * w]), both)
-                out_trg, out_src = (jax.tree.map(lambda x, h=h: jnp.split(x, 2)[h], out) for h in (0, 1))
+                out_trg, out_src = (
+                    jax.tree.map(lambda x, h=h: jnp.split(x, 2)[h], out) for h in (0, 1)
+                )
             else:
                 eps, out_trg = network(z, t, w, context)
                 out_src = {}

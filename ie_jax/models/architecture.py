@@ -135,7 +135,7 @@ class Reader:
         self.problems += [f"unknown key {k} = {v!r}" for k, v in self.left.items()]
         if self.problems:
             raise UserError(
-                f"{self.where}: {'; '.join(self.problems)}. Only SD1.x-shaped networks are supported."
+                f"{self.where}: {'; '.join(self.problems)}. Only SD1.x's networks are supported."
             )
 
 
@@ -210,7 +210,9 @@ def unet_config(config: Mapping[str, Any], where: str = "unet/config.json") -> U
     read.require(
         isinstance(heads, list)
         and len(heads) == len(widths)
-        and all(type(h) is int and h > 0 and w % h == 0 for h, w in zip(heads, widths, strict=True)),
+        and all(
+            type(h) is int and h > 0 and w % h == 0 for h, w in zip(heads, widths, strict=True)
+        ),
         f"attention heads {heads!r} do not divide block_out_channels {list(widths)}",
     )
     read.require(

@@ -1,4 +1,4 @@
-"""How a network is run: number types, attention kernel, rematerialisation. Never what it computes."""
+"""How a network is run: number types, attention kernel, rematerialisation."""
 
 from dataclasses import dataclass, replace
 from typing import Literal, Self

@@ -1,6 +1,5 @@
 """The CLIP text encoder: token ids to the embeddings that the denoiser attends to."""
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 

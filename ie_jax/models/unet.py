@@ -347,7 +347,9 @@ class UNet(nn.Module):
             if i == 1:
                 features["up"] = second
 
-        x = nn.silu(group_norm("conv_norm_out", config.norm_num_groups, config.norm_eps, precision)(x))
+        x = nn.silu(
+            group_norm("conv_norm_out", config.norm_num_groups, config.norm_eps, precision)(x)
+        )
         eps = Conv(config.out_channels, precision=precision, name="conv_out")(x)
 
         out: Out = {}

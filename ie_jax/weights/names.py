@@ -74,18 +74,13 @@ UNET: tuple[Rule, ...] = (
 ATTENTION = r"((?:en|de)coder\.mid_block\.attentions\.0)"
 VAE: tuple[Rule, ...] = (
     rule(rf"({CONV})\.weight", "{}/kernel", oihw_to_hwio),
-    rule(
-        rf"{ATTENTION}\.(to_q|to_k|to_v|to_out\.0)\.weight", "{}/{}/kernel", pointwise_to_dense
-    ),
+    rule(rf"{ATTENTION}\.(to_q|to_k|to_v|to_out\.0)\.weight", "{}/{}/kernel", pointwise_to_dense),
     rule(rf"{ATTENTION}\.(to_q|to_k|to_v|to_out\.0)\.bias", "{}/{}/bias"),
     *(
-        rule
+        rule(rf"{ATTENTION}\.{old}\.weight", f"{{}}/{new}/kernel", pointwise_to_dense)
         for old, new in OLD_ATTENTION.items()
-        for rule in (
-            Rule(re.compile(rf"{ATTENTION}\.{old}\.weight"), f"{{}}/{new}/kernel", pointwise_to_dense),
-            Rule(re.compile(rf"{ATTENTION}\.{old}\.bias"), f"{{}}/{new}/bias"),
-        )
     ),
+    *(rule(rf"{ATTENTION}\.{old}\.bias", f"{{}}/{new}/bias") for old, new in OLD_ATTENTION.items()),
     rule(rf"({NORM})\.weight", "{}/scale"),
     rule(rf"({CONV}|{NORM})\.bias", "{}/bias"),
 )
@@ -99,7 +94,10 @@ TEXT_ENCODER: tuple[Rule, ...] = (
         rf"{MODEL}encoder\.(layers\.\d+\.(?:self_attn|mlp)\.\w+)\.weight", "{}/kernel", transposed
     ),
     rule(rf"{MODEL}encoder\.(layers\.\d+\.layer_norm[12])\.weight", "{}/scale"),
-    rule(rf"{MODEL}encoder\.(layers\.\d+\.(?:(?:self_attn|mlp)\.\w+|layer_norm[12]))\.bias", "{}/bias"),
+    rule(
+        rf"{MODEL}encoder\.(layers\.\d+\.(?:(?:self_attn|mlp)\.\w+|layer_norm[12]))\.bias",
+        "{}/bias",
+    ),
     rule(rf"{MODEL}(final_layer_norm)\.weight", "{}/scale"),
     rule(rf"{MODEL}(final_layer_norm)\.bias", "{}/bias"),
 )

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 from flax import struct
 
 from ie_jax.errors import UserError
@@ -20,7 +19,7 @@ from ie_jax.models.architecture import (
 )
 from ie_jax.models.lora import lora_shapes
 from ie_jax.models.shapes import text_encoder_shapes, unet_shapes, vae_shapes
-from ie_jax.weights.convert import convert, flatten, unflatten
+from ie_jax.weights.convert import convert, unflatten
 from ie_jax.weights.formats import read_json, read_tensors
 from ie_jax.weights.names import LORA, TEXT_ENCODER, UNET, VAE
 from ie_jax.weights.sources import Files
@@ -182,16 +181,6 @@ def convert_files(files: Files) -> tuple[Architecture, Weights]:
     return arch, weights
 
 
-def flatten_weights(weights: Weights) -> dict[str, Any]:
-    """All weights as {"unet/conv_in/kernel": array}."""
-    return flatten({name: getattr(weights, name) for name in weights.__dataclass_fields__})
-
-
 def unflatten_weights(flat: Mapping[str, Any]) -> Weights:
-    """The inverse of `flatten_weights`."""
+    """All weights from {"unet/conv_in/kernel": array}."""
     return Weights(**unflatten(flat))
-
-
-def parameters(tree: Tree) -> int:
-    """The number of values in a tree."""
-    return sum(x.size for x in jax.tree.leaves(tree))

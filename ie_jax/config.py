@@ -1,0 +1,228 @@
+"""The schema of every config: frozen dataclasses, read strictly from YAML and the command line."""
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import pydantic
+import yaml
+
+from ie_jax.diffusion.schedule import GUIDANCE
+from ie_jax.errors import UserError
+from ie_jax.models.execution import Execution, Precision
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class GuiderOptions:
+    """Options of a guider, named as in the published configs."""
+
+    block: Literal["up", "down", "mid"] = "up"
+    """Where features_map_l2 takes its features."""
+
+
+@dataclass(frozen=True)
+class GuiderConfig:
+    """One guider and its strength."""
+
+    name: Literal["self_attn_map_l2", "features_map_l2"]
+    g_scale: float | tuple[float, ...]
+    """Weight of the energy: one for all steps, or one per step."""
+    kwargs: GuiderOptions = field(default_factory=GuiderOptions)
+
+
+@dataclass(frozen=True)
+class RescalingConfig:
+    """How the guiders' gradient is scaled to the size of the guidance term (SPEC 4)."""
+
+    type: Literal["range_other_on_cfg_norm", "identity_rescaler"] = "range_other_on_cfg_norm"
+    """range_other_on_cfg_norm: clip the ratio of norms. identity_rescaler: leave the gradient."""
+    init_setup: tuple[float, float] | None = (0.0, 1.0)
+    """Lower and upper bound of the ratio."""
+
+    def __post_init__(self) -> None:
+        ranged = self.type == "range_other_on_cfg_norm"
+        if ranged and self.init_setup is None:
+            raise UserError(f"noise_rescaling_setup: {self.type} needs init_setup, e.g. [0, 1]")
+        if self.init_setup is not None and not 0 <= self.init_setup[0] <= self.init_setup[1]:
+            raise UserError(
+                f"noise_rescaling_setup: bounds {list(self.init_setup)} must be 0 <= lower <= upper"
+            )
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The bounds; 0 and infinity leave the gradient as it is."""
+        if self.type == "identity_rescaler" or self.init_setup is None:
+            return 0.0, math.inf
+        return self.init_setup
+
+
+@dataclass(frozen=True)
+class EditConfig:
+    """Everything that decides what an edit computes and how it is run.
+
+    The defaults are the published method without guiders.
+    """
+
+    model: str = "random"
+    """random (untrained, tiny), sd15, icd-sd15, icd-sd15-2, icd-sd15-3steps (published, downloaded
+    once), or a folder of upstream files."""
+    forward: str | None = None
+    """File name of the forward LoRA in a folder that holds several."""
+    backward: str | None = None
+    """File name of the backward LoRA in a folder that holds several."""
+    boundaries: tuple[int, ...] | None = None
+    """Timesteps between the segments, rising. None: those the model was trained for."""
+    start_timestep: int | None = None
+    """Where inversion starts: 0 or 19. None: as the model was trained."""
+    start_noise: bool = True
+    """Add noise at the start of inversion, as published."""
+    cfg_schedule: tuple[float, ...] = GUIDANCE
+    """Guidance scale w of each generation step."""
+    guiders: tuple[GuiderConfig, ...] = ()
+    """Energies that hold the edit to the source, as a YAML list of {name, g_scale, kwargs}."""
+    noise_rescaling_setup: RescalingConfig = field(default_factory=RescalingConfig)
+    match_statistics: bool = True
+    """Give the result the source's brightness and contrast, as published."""
+    round_lora: bool = True
+    """Round LoRA factors to float16 before merging, as the published loader does."""
+    lora: Literal["merge", "low_rank"] = "merge"
+    """merge: add the LoRA to the base before the steps. low_rank: a path beside each layer, which
+    holds no second copy of the weights."""
+    size: int | None = None
+    """Pixels of the shorter side. None: as the model was trained (512 for SD1.5)."""
+    fit: Literal["crop", "aspect"] = "crop"
+    """crop: centre crop to a square, as published. aspect: keep the aspect ratio, with sides
+    rounded to 64."""
+    seed: int = 0
+    """Of the noise at the start of inversion."""
+    precision: Precision = field(default_factory=Precision)
+    """Number types of UNet and text encoder."""
+    vae_precision: Precision = field(default_factory=Precision)
+    """Number types of the autoencoder."""
+    execution: Execution = field(default_factory=Execution)
+
+    def __post_init__(self) -> None:
+        steps = len(self.cfg_schedule)
+        if steps == 0:
+            raise UserError("cfg_schedule is empty: give one guidance scale per step")
+        if self.boundaries is not None and len(self.boundaries) != steps:
+            raise UserError(
+                f"cfg_schedule has {steps} values but there are {len(self.boundaries)} boundaries: "
+                "give one value per step"
+            )
+        for guider in self.guiders:
+            scales = guider.g_scale if isinstance(guider.g_scale, tuple) else ()
+            if scales and len(scales) != steps:
+                raise UserError(
+                    f"g_scale of guider {guider.name} has {len(scales)} values but cfg_schedule "
+                    f"has {steps}: give one value per step"
+                )
+        numbers = [*self.cfg_schedule, *(x for row in self.scales for x in row)]
+        if not all(map(math.isfinite, numbers)):
+            raise UserError("cfg_schedule and g_scale must be finite numbers")
+        if self.size is not None and self.size < 1:
+            raise UserError(f"size {self.size} must be positive")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed {self.seed} must be from 0 to 4294967295")
+
+    @property
+    def scales(self) -> tuple[tuple[float, ...], ...]:
+        """Weight of each guider at each step."""
+        steps = len(self.cfg_schedule)
+        return tuple(
+            g.g_scale if isinstance(g.g_scale, tuple) else (g.g_scale,) * steps
+            for g in self.guiders
+        )
+
+
+# What the published configs hold beside our own keys: the only values that this program does, and
+# keys that choose nothing here.
+PUBLISHED_ONLY = {"pipeline_type": "ours", "start_latent": "consistency"}
+PUBLISHED_NOTES = {"verbose", "edit_types"}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings of a YAML file, with the published layout's extra keys taken out.
+
+    Raises:
+        UserError: unreadable, not YAML, not a mapping, or a published key with another value.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not valid YAML: {reason}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(f"{path} must hold a mapping of settings, `name: value`")
+    for key, only in PUBLISHED_ONLY.items():
+        if content.pop(key, only) != only:
+            raise UserError(f"{path}: {key} must be {only!r}, nothing else is implemented")
+    return {key: value for key, value in content.items() if key not in PUBLISHED_NOTES}
+
+
+def nested_schemas(annotation: Any) -> list[type]:
+    """The dataclasses that an annotation mentions."""
+    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+        return [annotation]
+    return [schema for arg in get_args(annotation) for schema in nested_schemas(arg)]
+
+
+def refuse_unknown(schema: type, values: Any, where: str, path: str = "") -> None:
+    """Raise UserError at the first key that the schema lacks, naming the nearest that it has."""
+    if isinstance(values, list):
+        for i, value in enumerate(values):
+            refuse_unknown(schema, value, where, f"{path}[{i}]")
+    if not isinstance(values, Mapping):
+        return
+    fields = {f.name: f for f in dataclasses.fields(schema)}
+    for key, value in values.items():
+        here = f"{path}.{key}" if path else str(key)
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(fields)}"
+            raise UserError(f"{where}: unknown setting {here!r}: {hint}")
+        for nested in nested_schemas(fields[key].type):
+            refuse_unknown(nested, value, where, here)
+
+
+def build(schema: type[C], values: Mapping[str, Any], where: str) -> C:
+    """A config from plain values, strictly: no unknown keys, no wrong types.
+
+    Raises:
+        UserError: what is wrong; `where` names the file or the command line.
+    """
+    refuse_unknown(schema, values, where)
+    try:
+        # JSON is the strict mode in which a list is a tuple but "7" is not a number.
+        text = json.dumps(values)
+        return pydantic.TypeAdapter(schema).validate_json(text, strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(str(part) for part in first["loc"])
+        given = json.dumps(first["input"], default=str)
+        raise UserError(f"{where}: {path} = {given}: {first['msg']}") from error
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    except TypeError as error:  # a YAML date, say, has no place in JSON
+        raise UserError(f"{where}: a value is neither text, number nor list: {error}") from error
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over` in place, mappings merged key by key."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[key] = merged(old, value) if both else value  # type: ignore[arg-type]
+    return result

@@ -1,0 +1,391 @@
+"""The editor: pictures and prompts in, pictures and diagnostics out."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from ie_jax.config import EditConfig
+from ie_jax.diffusion.schedule import BOUNDARIES, Schedule, make_schedule
+from ie_jax.editing.guidance import StepRecord, Strength
+from ie_jax.editing.guiders import make_guider
+from ie_jax.editing.images import load_image
+from ie_jax.editing.program import (
+    Edit,
+    Inversion,
+    Models,
+    edit_images,
+    edit_inversion,
+    invert_images,
+    reconstruct,
+)
+from ie_jax.errors import UserError
+from ie_jax.models.execution import dtype
+from ie_jax.models.lora import round_to_fp16
+from ie_jax.models.tokenizer import Tokenizer
+from ie_jax.weights.download import home
+from ie_jax.weights.load import load_pipeline
+from ie_jax.weights.pipeline import Pipeline, Weights
+from ie_jax.weights.sources import PUBLISHED
+
+Picture = str | Path | Image.Image | np.ndarray
+Announce = Callable[[str], AbstractContextManager[None]]
+
+
+def silent(_: str) -> AbstractContextManager[None]:
+    """Announce nothing."""
+    return nullcontext()
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs on disk, unless the user has chosen a place for them."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(home() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+class Program:
+    """A function compiled once per shapes of its arguments, announcing when it compiles or runs."""
+
+    def __init__(self, name: str, function: Callable[..., Any], announce: Announce) -> None:
+        self.name, self.announce = name, announce
+        self.jitted = jax.jit(function)
+        self.compiled: dict[Any, Any] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        leaves, structure = jax.tree.flatten(args)
+        key = structure, tuple((x.shape, x.dtype) for x in leaves)
+        if key not in self.compiled:
+            with self.announce(f"compile {self.name}"):
+                self.compiled[key] = self.jitted.lower(*args).compile()
+        with self.announce(self.name):
+            return jax.block_until_ready(self.compiled[key](*args))
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """Edited pictures and what guidance did."""
+
+    images: np.ndarray
+    """uint8 (images, edits, height, width, 3)."""
+    diagnostics: dict[str, np.ndarray]
+    """Per step, (steps, images, edits): `energy_<guider>`, unweighted, gradient_norm,
+    difference_norm, ratio, scale, active (see `StepRecord`). Empty without guiders."""
+
+
+class Editor:
+    """Inverts pictures and edits them by text.
+
+        editor = Editor.from_pretrained("sd15")
+        inversion = editor.invert("photo.jpg", "a cat on a table")
+        result = editor.edit(inversion, ["a dog on a table", "a fox on a table"])
+
+    Programs are compiled at their first use, once per number and size of pictures and edits.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        config: EditConfig = EditConfig(),
+        start_timestep: int = 0,
+        boundaries: Sequence[int] = BOUNDARIES,
+        announce: Announce = silent,
+    ) -> None:
+        """Place the weights on the device and name the programs.
+
+        Args:
+            start_timestep, boundaries: those the model was trained for; the config's go first.
+            announce: opened around each compilation and run, with its name.
+
+        Raises:
+            UserError: the config does not fit the model.
+        """
+        arch = pipeline.architecture
+        if config.start_timestep is not None:
+            start_timestep = config.start_timestep
+        self.config = config
+        self.schedule = make_schedule(
+            config.boundaries or boundaries,
+            start_timestep,
+            config.cfg_schedule,
+            config.start_noise,
+            arch.betas,
+        )
+        self.strength = Strength(
+            jnp.asarray(np.reshape(config.scales, (len(config.guiders), self.schedule.steps))),
+            *map(jnp.float32, config.noise_rescaling_setup.bounds),
+        )
+        self.models = Models(
+            arch,
+            config.precision,
+            config.vae_precision,
+            config.execution.resolve(config.precision),
+            config.lora,
+            tuple(
+                make_guider(g.name, **({"block": g.kwargs.block} if "features" in g.name else {}))
+                for g in config.guiders
+            ),
+        )
+        self.size = config.size or arch.unet.sample_size * arch.vae.factor
+        self.weights = place(pipeline.weights, config)
+        self.tokenizer = Tokenizer(pipeline.tokenizer)
+        self.programs = {
+            name: Program(name, partial(function, self.models), announce)
+            for name, function in {
+                "invert": invert_images,
+                "edit": edit_inversion,
+                "reconstruct": reconstruct,
+                "invert and edit": edit_images,
+            }.items()
+        }
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | None = None,
+        config: EditConfig = EditConfig(),
+        offline: bool = False,
+        progress: bool = True,
+        announce: Announce = silent,
+    ) -> Self:
+        """An editor with the weights of `model` (default: the config's), see `load_pipeline`.
+
+        Compiled programs are kept on disk from then on (`use_compilation_cache`).
+
+        Raises:
+            UserError: the weights cannot be had or do not fit.
+        """
+        use_compilation_cache()
+        name = config.model if model is None else model
+        with announce(f"load {name}"):
+            pipeline = load_pipeline(name, config.forward, config.backward, offline, progress)
+        if name in PUBLISHED:
+            source = PUBLISHED[name]
+            trained = (source.start_timestep, source.boundaries)
+            return cls(pipeline, config, *trained, announce=announce)
+        return cls(pipeline, config, announce=announce)
+
+    def load(self, image: Picture) -> np.ndarray:
+        """A picture as uint8 (height, width, 3) of a size that the networks take.
+
+        Files are read, turned upright, cropped and resized; arrays must have a fitting size.
+        """
+        if isinstance(image, str | Path):
+            image = load_image(image, self.size, self.config.fit)
+        pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+        if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
+            raise UserError(
+                f"an image must be uint8 (height, width, 3), not {pixels.dtype} {pixels.shape}"
+            )
+        factor = self.models.architecture.latent_factor
+        if any(side < factor or side % factor for side in pixels.shape[:2]):
+            raise UserError(
+                f"image sides {pixels.shape[1]}x{pixels.shape[0]} must divide by {factor}: "
+                f"choose such a --size"
+            )
+        return pixels
+
+    def batch(self, images: Picture | Sequence[Picture]) -> np.ndarray:
+        """One picture or several of one size as uint8 (b, height, width, 3)."""
+        several = isinstance(images, list | tuple) or (
+            isinstance(images, np.ndarray) and images.ndim == 4
+        )
+        pictures = [self.load(image) for image in images] if several else [self.load(images)]  # type: ignore[arg-type, union-attr]
+        if len({picture.shape for picture in pictures}) != 1:
+            raise UserError("images of one batch must have one size: use fit=crop")
+        return np.stack(pictures)
+
+    def noise(self, pixels: np.ndarray, seed: int | None) -> jax.Array:
+        """The standard normal noise at the start of inversion, for a batch of pictures."""
+        b, height, width, _ = pixels.shape
+        vae = self.models.architecture.vae
+        shape = (b, height // vae.factor, width // vae.factor, vae.latent_channels)
+        return jax.random.normal(jax.random.key(self.config.seed if seed is None else seed), shape)
+
+    def ids(self, prompts: Sequence[str]) -> np.ndarray:
+        """Token ids of prompts."""
+        return self.tokenizer(prompts, self.models.architecture.text.max_position_embeddings)
+
+    def invert(
+        self,
+        images: Picture | Sequence[Picture],
+        prompts: str | Sequence[str],
+        seed: int | None = None,
+        noise: jax.Array | None = None,
+    ) -> Inversion:
+        """Pictures to noise, under the prompts that describe them.
+
+        Args:
+            seed: of the start noise; None: the config's.
+            noise: the start noise itself, (b, h, w, c).
+
+        Raises:
+            UserError: pictures that cannot be used, or another number of prompts.
+        """
+        pixels = self.batch(images)
+        ids = self.ids(one_each(prompts, len(pixels), "source prompts"))
+        noise = self.noise(pixels, seed) if noise is None else noise
+        inversion: Inversion = self.programs["invert"](
+            self.weights, pixels, ids, noise, self.schedule
+        )
+        return inversion
+
+    def reconstruct(self, inversion: Inversion) -> np.ndarray:
+        """The inverted pictures back from their noise, uint8 (b, height, width, 3)."""
+        match = jnp.float32(self.config.match_statistics)
+        pixels = self.programs["reconstruct"](self.weights, inversion, self.schedule, match)
+        return np.asarray(pixels)
+
+    def edit(
+        self,
+        inversion: Inversion,
+        prompts: str | Sequence[str] | Sequence[Sequence[str]],
+        guidance: Any = None,
+        scales: Any = None,
+        bounds: tuple[Any, Any] | None = None,
+    ) -> EditResult:
+        """Edit inverted pictures, each e times, in one call.
+
+        Args:
+            prompts: one; or e for every picture; or e for each of b pictures.
+            guidance: scale w, broadcasting to (b, e, steps); None: the config's.
+            scales: weights of the guiders, broadcasting to (b, e, guiders, steps).
+            bounds: lower and upper bound of the gradient's ratio, each broadcasting to (b, e).
+
+        Raises:
+            UserError: an empty prompt, or shapes that do not fit.
+        """
+        arguments = self.edit_arguments(len(inversion.context), prompts, guidance, scales, bounds)
+        return self.result(self.programs["edit"](self.weights, inversion, *arguments))
+
+    def __call__(
+        self,
+        images: Picture | Sequence[Picture],
+        source: str | Sequence[str],
+        prompts: str | Sequence[str] | Sequence[Sequence[str]],
+        seed: int | None = None,
+        **strengths: Any,
+    ) -> tuple[Inversion, EditResult]:
+        """`invert` and `edit` as one compiled program."""
+        pixels = self.batch(images)
+        ids = self.ids(one_each(source, len(pixels), "source prompts"))
+        targets, *rest = self.edit_arguments(len(pixels), prompts, **strengths)
+        inversion, edit = self.programs["invert and edit"](
+            self.weights, pixels, ids, targets, self.noise(pixels, seed), *rest
+        )
+        return inversion, self.result(edit)
+
+    def edit_arguments(
+        self,
+        b: int,
+        prompts: str | Sequence[str] | Sequence[Sequence[str]],
+        guidance: Any = None,
+        scales: Any = None,
+        bounds: tuple[Any, Any] | None = None,
+    ) -> tuple[np.ndarray, Schedule, Strength, jax.Array]:
+        """Target ids, schedule, strength and match, of one shape."""
+        rows = prompt_rows(prompts, b)
+        n, g = self.schedule.steps, len(self.config.guiders)
+        w = self.schedule.guidance if guidance is None else np.asarray(guidance, np.float32)
+        v = self.strength.scales if scales is None else np.asarray(scales, np.float32)
+        lower, upper = (self.strength.lower, self.strength.upper) if bounds is None else bounds
+        try:
+            e = np.broadcast_shapes(
+                (b, len(rows[0])),
+                np.broadcast_shapes(w.shape, (n,))[:-1],
+                np.broadcast_shapes(v.shape, (g, n))[:-2],
+                np.shape(lower),
+                np.shape(upper),
+            )
+            if len(e) != 2 or e[0] != b:
+                raise ValueError
+        except ValueError:
+            raise UserError(
+                f"guidance {w.shape}, scales {v.shape} and bounds do not broadcast to {b} images, "
+                f"{len(rows[0])} edits, {g} guiders and {n} steps"
+            ) from None
+        edits = e[1]
+        rows = [row * edits if len(row) == 1 else row for row in rows]
+        ids = np.stack([self.ids(row) for row in rows])
+        strength = Strength(
+            jnp.broadcast_to(jnp.asarray(v), (b, edits, g, n)),
+            jnp.broadcast_to(jnp.asarray(lower, jnp.float32), (b, edits)),
+            jnp.broadcast_to(jnp.asarray(upper, jnp.float32), (b, edits)),
+        )
+        w = jnp.broadcast_to(jnp.asarray(w), (b, edits, n))
+        match = jnp.float32(self.config.match_statistics)
+        return ids, self.schedule.replace(guidance=w), strength, match
+
+    def result(self, edit: Edit) -> EditResult:
+        """An edit on the host.
+
+        Raises:
+            UserError: the networks gave NaN or infinite latents.
+        """
+        if not bool(jnp.isfinite(edit.latents).all()):
+            raise UserError(
+                "the edit came out as NaN or infinity: lower the guidance or the guiders, or use "
+                "float32 (--precision.compute float32 --vae-precision.compute float32)"
+            )
+        return EditResult(np.asarray(edit.pixels), diagnostics(edit.record, self.config))
+
+
+def place(weights: Weights, config: EditConfig) -> Weights:
+    """Weights on the device, in the config's types; LoRA in float32, rounded if asked for."""
+
+    def cast(tree: Any, name: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.asarray(x, dtype(name)), tree)
+
+    def lora(tree: Any) -> Any:
+        tree = cast(tree, "float32")
+        return round_to_fp16(tree) if config.round_lora else tree
+
+    return Weights(
+        unet=cast(weights.unet, config.precision.param),
+        forward=lora(weights.forward),
+        backward=lora(weights.backward),
+        vae=cast(weights.vae, config.vae_precision.param),
+        text_encoder=cast(weights.text_encoder, config.precision.param),
+    )
+
+
+def one_each(prompts: str | Sequence[str], count: int, what: str) -> list[str]:
+    """One prompt per picture."""
+    listed = [prompts] * count if isinstance(prompts, str) else list(prompts)
+    if len(listed) != count:
+        raise UserError(f"{len(listed)} {what} for {count} images: give one, or one per image")
+    return listed
+
+
+def prompt_rows(prompts: str | Sequence[str] | Sequence[Sequence[str]], b: int) -> list[list[str]]:
+    """Target prompts as one row of equal length per picture."""
+    if isinstance(prompts, str):
+        rows = [[prompts]] * b
+    elif all(isinstance(prompt, str) for prompt in prompts):
+        rows = [list(prompts)] * b  # type: ignore[arg-type]
+    else:
+        rows = [list(row) for row in prompts]
+    if len(rows) != b or len({len(row) for row in rows}) != 1 or not rows[0]:
+        raise UserError(f"target prompts must be one row of equal length per image, {b} in all")
+    if not all(prompt.strip() for row in rows for prompt in row):
+        raise UserError("a target prompt is empty: say what the edited image should show")
+    return rows
+
+
+def diagnostics(record: StepRecord | None, config: EditConfig) -> dict[str, np.ndarray]:
+    """A record by name, on the host."""
+    if record is None:
+        return {}
+    energies = {
+        f"energy_{guider.name}": np.asarray(record.energies[:, i])
+        for i, guider in enumerate(config.guiders)
+    }
+    names = ("active", "gradient_norm", "difference_norm", "ratio", "scale")
+    return energies | {name: np.asarray(getattr(record, name)) for name in names}

@@ -1,0 +1,42 @@
+"""Long work shows itself: what is going on and for how long, on standard error."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stages:
+    """Named stages of a command: a line each, with a running clock on a terminal."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.seconds: dict[str, float] = {}
+        """How long each stage took."""
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time a stage, and show it."""
+        start = time.perf_counter()
+        done = threading.Event()
+        clock = threading.Thread(target=self.show, args=(name, start, done), daemon=True)
+        live = not self.quiet and sys.stderr.isatty()
+        if live:
+            clock.start()
+        try:
+            yield
+        finally:
+            done.set()
+            if live:
+                clock.join()
+            self.seconds[name] = time.perf_counter() - start
+            if not self.quiet:
+                end = "\r" if live else ""
+                print(f"{end}{name}: {self.seconds[name]:.1f} s", file=sys.stderr, flush=True)
+
+    def show(self, name: str, start: float, done: threading.Event) -> None:
+        """The running clock."""
+        while not done.wait(0.2):
+            elapsed = time.perf_counter() - start
+            print(f"\r{name}: {elapsed:.0f} s", end="", file=sys.stderr, flush=True)

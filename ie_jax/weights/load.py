@@ -1,0 +1,127 @@
+"""A model by name or folder: fetch, convert once, start from the converted cache ever after."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import filelock
+import safetensors
+from safetensors.numpy import load_file, save_file
+
+from ie_jax.errors import UserError
+from ie_jax.files import folder_appearing_whole
+from ie_jax.weights.convert import flatten
+from ie_jax.weights.download import fetch, home, verify
+from ie_jax.weights.formats import read_json
+from ie_jax.weights.local import local_files
+from ie_jax.weights.pipeline import (
+    TOKENIZER_FILES,
+    Pipeline,
+    Weights,
+    architecture,
+    convert_files,
+    read_configs,
+    unflatten_weights,
+)
+from ie_jax.weights.random import random_pipeline
+from ie_jax.weights.sources import PIPELINE_FILES, PUBLISHED, Files
+
+RANDOM = "random"
+FORMAT = 1  # of the cache: raised when conversion changes what it writes
+KEPT = 3  # converted models; each is as large as its sources
+
+
+def load_pipeline(
+    model: str,
+    forward: str | None = None,
+    backward: str | None = None,
+    offline: bool = False,
+    progress: bool = True,
+) -> Pipeline:
+    """Everything an edit needs.
+
+    Args:
+        model: `random`, a name in `PUBLISHED`, or a folder of upstream files (see `local_files`).
+        forward, backward: file names of the LoRAs in such a folder, where it holds several.
+        offline: never use the network.
+        progress: show download bars.
+
+    Raises:
+        UserError: unknown name, missing, damaged or unfitting files.
+    """
+    if model == RANDOM:
+        return random_pipeline()
+    if model in PUBLISHED:
+        if forward or backward:
+            raise UserError(f"{model!r} names its LoRA files itself: --forward needs a folder")
+        source, folder = PUBLISHED[model], home() / "published"
+        files = fetch(source, folder, offline=offline, progress=progress)
+        return converted(files, check=lambda: verify(folder, source))
+    if not Path(model).expanduser().is_dir():
+        names = ", ".join([RANDOM, *PUBLISHED])
+        raise UserError(f"no model or folder named {model!r}: give one of {names}, or a folder")
+    return converted(local_files(Path(model), forward=forward, backward=backward))
+
+
+def cache_key(files: Files) -> str:
+    """Changes when any source file does. From names, sizes and times: nothing is read."""
+    weights = (files.teacher, files.forward, files.backward)
+    paths = [*weights, *(files.pipeline / name for name in PIPELINE_FILES)]
+    facts = [
+        (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+        for path in paths
+        for stat in (path.stat(),)
+    ]
+    return hashlib.sha256(json.dumps([FORMAT, facts]).encode()).hexdigest()[:32]
+
+
+def converted(files: Files, check: Callable[[], object] = lambda: None) -> Pipeline:
+    """The pipeline of upstream files, from the cache if it was converted before.
+
+    Args:
+        check: called before the sources are read; raises if they are not what they should be.
+    """
+    folder = home() / "converted" / cache_key(files)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{folder}.lock"):
+        if folder.is_dir():
+            try:
+                return read_cache(folder)
+            except (UserError, safetensors.SafetensorError, OSError, KeyError, TypeError):
+                shutil.rmtree(folder)  # damaged: convert again
+        check()
+        arch, weights = convert_files(files)
+        configs = read_configs(files.pipeline)
+        configs["unet"]["time_cond_proj_dim"] = arch.unet.time_cond_proj_dim
+        flat = {
+            f"{part}/{path}": leaf
+            for part in Weights.__dataclass_fields__
+            for path, leaf in flatten(getattr(weights, part)).items()
+        }
+        with folder_appearing_whole(folder) as new:
+            save_file(flat, new / "weights.safetensors")
+            (new / "configs.json").write_text(json.dumps(configs), encoding="utf-8")
+            (new / "tokenizer").mkdir()
+            for name in TOKENIZER_FILES:
+                shutil.copy(files.pipeline / "tokenizer" / name, new / "tokenizer" / name)
+    forget_oldest(folder.parent, keep=KEPT)
+    return Pipeline(arch, weights, folder / "tokenizer")
+
+
+def read_cache(folder: Path) -> Pipeline:
+    """A converted pipeline."""
+    arch = architecture(read_json(folder / "configs.json"), str(folder))
+    weights = unflatten_weights(load_file(folder / "weights.safetensors"))
+    return Pipeline(arch, weights, folder / "tokenizer")
+
+
+def forget_oldest(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` converted models."""
+    models = sorted(
+        (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")),
+        key=lambda path: path.stat().st_mtime,
+    )
+    for path in models[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
