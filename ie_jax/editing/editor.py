@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -46,7 +46,7 @@ def silent(_: str) -> AbstractContextManager[None]:
 
 def use_compilation_cache() -> None:
     """Keep compiled programs on disk, unless the user has chosen a place for them."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(home() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -136,14 +136,15 @@ class Editor:
         self.size = config.size or arch.unet.sample_size * arch.vae.factor
         self.weights = place(pipeline.weights, config)
         self.tokenizer = Tokenizer(pipeline.tokenizer)
+        functions: dict[str, Callable[..., Any]] = {
+            "invert": invert_images,
+            "edit": edit_inversion,
+            "reconstruct": reconstruct,
+            "invert and edit": edit_images,
+        }
         self.programs = {
             name: Program(name, partial(function, self.models), announce)
-            for name, function in {
-                "invert": invert_images,
-                "edit": edit_inversion,
-                "reconstruct": reconstruct,
-                "invert and edit": edit_images,
-            }.items()
+            for name, function in functions.items()
         }
 
     @classmethod
@@ -321,7 +322,7 @@ class Editor:
         )
         w = jnp.broadcast_to(jnp.asarray(w), (b, edits, n))
         match = jnp.float32(self.config.match_statistics)
-        return ids, self.schedule.replace(guidance=w), strength, match
+        return ids, replace(self.schedule, guidance=w), strength, match
 
     def result(self, edit: Edit) -> EditResult:
         """An edit on the host.

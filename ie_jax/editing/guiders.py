@@ -50,7 +50,10 @@ def self_attention_energy(
 ) -> Energy:
     """Sum over all self-attention layers of mean((A_src - A_inv)²) (SPEC 4)."""
     pairs = zip(source["queries_keys"], inversion["queries_keys"], strict=True)
-    return sum((map_difference(*one, *other, query_chunk) for one, other in pairs), jnp.zeros(()))
+    return sum(
+        (map_difference(q1, k1, q2, k2, query_chunk) for (q1, k1), (q2, k2) in pairs),
+        jnp.zeros(()),
+    )
 
 
 def feature_energy(source: Out, inversion: Out, target: Out, block: str = "up") -> Energy:

@@ -10,7 +10,7 @@ A batch is b images; an inversion is edited e times, each with its own prompt an
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -87,8 +87,8 @@ def denoiser(
         variables = {"params": base, "lora": lora}
 
     def call(z: Latents, t: Array, w: Array, context: Context) -> tuple[Latents, Out]:
-        eps, out = unet.apply(variables, z, t, w, context)
-        return eps, out
+        result: tuple[Latents, Out] = unet.apply(variables, z, t, w, context)  # type: ignore[assignment]
+        return result
 
     return jax.checkpoint(call) if models.execution.remat_call else call
 
@@ -101,7 +101,8 @@ def with_text(network: FullDenoiser, context: Context) -> Denoiser:
 def encode_text(models: Models, weights: Weights, ids: Tokens) -> Float[Array, "*be n c"]:
     """Token ids to embeddings."""
     text_encoder = TextEncoder(models.architecture.text, models.precision)
-    flat = text_encoder.apply({"params": weights.text_encoder}, ids.reshape(-1, ids.shape[-1]))
+    rows = ids.reshape(-1, ids.shape[-1])
+    flat: Array = text_encoder.apply({"params": weights.text_encoder}, rows)  # type: ignore[assignment]
     return flat.reshape(*ids.shape, flat.shape[-1])
 
 
@@ -112,14 +113,15 @@ def vae(models: Models) -> VAE:
 
 def encode_image(models: Models, weights: Weights, pixels: Pixels) -> Latents:
     """Pixels to the latent of the posterior mean."""
-    x = from_uint8(pixels)
-    z: Latents = vae(models).apply({"params": weights.vae}, x, method="encode")
+    variables = {"params": weights.vae}
+    z: Latents = vae(models).apply(variables, from_uint8(pixels), method="encode")  # type: ignore[assignment]
     return z
 
 
 def decode_image(models: Models, weights: Weights, z: Latents) -> Pixels:
     """Latents to pixels."""
-    return to_uint8(vae(models).apply({"params": weights.vae}, z, method="decode"))
+    x: Array = vae(models).apply({"params": weights.vae}, z, method="decode")  # type: ignore[assignment]
+    return to_uint8(x)
 
 
 def invert_images(
@@ -134,7 +136,7 @@ def invert_images(
     context = encode_text(models, weights, source_ids)
     z = encode_image(models, weights, pixels)
     eps = with_text(denoiser(models, weights.unet, weights.forward), context)
-    trajectory = invert(eps, z, noise, schedule, models.execution.unroll)
+    trajectory = invert(eps, z, noise, schedule, models.execution.unrolled)
     latents = jnp.concatenate([z[None].astype(jnp.float32), trajectory.latents])
     return Inversion(latents, context, *mean_std(pixels))
 
@@ -148,8 +150,8 @@ def reconstruct(
 ) -> UInt8[Array, "b H W 3"]:
     """The image back from its noise: the source prompt, w = 0, no guiders."""
     eps = with_text(denoiser(models, weights.unet, weights.backward), inversion.context)
-    plain = schedule.replace(guidance=jnp.zeros(schedule.steps))
-    z = generate(eps, inversion.latents[-1], plain, models.execution.unroll).latents[-1]
+    plain = replace(schedule, guidance=jnp.zeros(schedule.steps))
+    z = generate(eps, inversion.latents[-1], plain, models.execution.unrolled).latents[-1]
     return finish(models, weights, z, inversion, match)
 
 
@@ -232,7 +234,7 @@ def guided_generation(
 
     at = (t, s, schedule.guidance.T, jnp.transpose(strength.scales, (2, 1, 0)), reference)
     start = repeat(inversion.latents[-1])
-    _, (latents, record) = lax.scan(step, start, at, unroll=models.execution.unroll)
+    _, (latents, record) = lax.scan(step, start, at, unroll=models.execution.unrolled)
     return latents, record
 
 
@@ -260,7 +262,7 @@ def edit_inversion(
 
     context = encode_text(models, weights, target_ids)
     context = context.reshape(b * e, *context.shape[2:])
-    schedule = schedule.replace(guidance=flat(schedule.guidance, n))
+    schedule = replace(schedule, guidance=flat(schedule.guidance, n))
     record = None
     if models.guiders:
         strength = Strength(flat(strength.scales, g, n), flat(strength.lower), flat(strength.upper))
@@ -268,12 +270,13 @@ def edit_inversion(
         record = jax.tree.map(lambda x: x.reshape(*x.shape[:-1], b, e), record)
     else:
         eps = with_text(denoiser(models, weights.unet, weights.backward), context)
-        per_edit = schedule.replace(
+        per_edit = replace(
+            schedule,
             backward_t=jnp.repeat(jnp.broadcast_to(schedule.backward_t, (b, n)), e, axis=0),
             backward_s=jnp.repeat(jnp.broadcast_to(schedule.backward_s, (b, n)), e, axis=0),
         )
         start = jnp.repeat(inversion.latents[-1], e, axis=0)
-        latents = generate(eps, start, per_edit, models.execution.unroll).latents
+        latents = generate(eps, start, per_edit, models.execution.unrolled).latents
     pixels = finish(models, weights, latents[-1], inversion, match)
     return Edit(
         pixels.reshape(b, e, *pixels.shape[1:]),

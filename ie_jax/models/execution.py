@@ -1,7 +1,7 @@
 """How a network is run: number types, attention kernel, rematerialisation."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -51,9 +51,14 @@ class Execution:
     on CPU, where XLA runs that several times slower when it is rolled; else 1, which compiles
     faster."""
 
+    @property
+    def unrolled(self) -> int:
+        """`lax.scan`'s unroll; auto, unresolved, is 1."""
+        return 1 if self.unroll == "auto" else self.unroll
+
     def resolve(
         self, precision: Precision, backend: str | None = None, differentiated: bool = False
-    ) -> Self:
+    ) -> "Execution":
         """Replace every auto by the choice for `backend` (default: the one JAX runs on).
 
         Args:

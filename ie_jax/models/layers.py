@@ -42,7 +42,8 @@ class LowRank(nn.Module):
         x = x.astype(compute)
         y = self.linear(x, kernel.astype(compute))
         if self.has_variable("lora", "down"):
-            down, up = self.get_variable("lora", "down"), self.get_variable("lora", "up")
+            down: Array = self.get_variable("lora", "down")
+            up: Array = self.get_variable("lora", "up")
             low = self.linear(x, down.astype(compute))
             y += lora_scale(down.shape[-1]) * self.pointwise(low, up.astype(compute))
         if self.use_bias:
