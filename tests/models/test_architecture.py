@@ -1,0 +1,107 @@
+"""Upstream configs are read strictly."""
+
+from typing import Any
+
+import pytest
+
+from ie_jax.errors import UserError
+from ie_jax.models.architecture import text_config, unet_config, vae_config
+from ie_jax.weights.random import CONFIGS
+
+# SD1.5's published unet/config.json
+SD15 = {
+    "_class_name": "UNet2DConditionModel",
+    "_diffusers_version": "0.6.0",
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "center_input_sample": False,
+    "cross_attention_dim": 768,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "out_channels": 4,
+    "sample_size": 64,
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+}
+
+
+def test_sd15() -> None:
+    config = unet_config(SD15)
+    assert config.heads == (8, 8, 8, 8)  # a number of heads, despite the key's name
+    assert config.down_attention == (True, True, True, False)
+    assert config.time_cond_proj_dim is None
+    assert config.time_embedding_dim == 1280
+
+
+def test_heads_by_level() -> None:
+    config = unet_config(SD15 | {"attention_head_dim": [5, 10, 20, 20]})
+    assert config.heads == (5, 10, 20, 20)
+    assert unet_config(SD15 | {"num_attention_heads": 4}).heads == (4,) * 4
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"act_fn": "gelu"}, "act_fn"),
+        ({"use_linear_projection": True}, "use_linear_projection"),
+        ({"class_embed_type": "timestep"}, "class_embed_type"),
+        ({"brand_new_key": 1}, "brand_new_key"),
+        ({"down_block_types": ["AttnDownBlock2D"] * 4}, "AttnDownBlock2D"),
+        ({"down_block_types": ["DownBlock2D"] * 3}, "differ in their length"),
+        ({"up_block_types": ["CrossAttnUpBlock2D"] * 4}, "mirror"),
+        ({"block_out_channels": [320, "640"]}, "block_out_channels"),
+        ({"attention_head_dim": 7}, "heads"),
+        ({"norm_num_groups": 7}, "norm_num_groups"),
+        ({"layers_per_block": 0}, "layers_per_block"),
+        ({"cross_attention_dim": None}, "cross_attention_dim"),
+        ({"norm_eps": "small"}, "norm_eps"),
+        ({"time_cond_proj_dim": "512"}, "time_cond_proj_dim"),
+    ],
+)
+def test_unsupported_unets_are_named(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        unet_config(SD15 | change)
+
+
+def test_all_problems_at_once() -> None:
+    with pytest.raises(UserError) as error:
+        unet_config(SD15 | {"act_fn": "relu", "dropout": 0.1, "new": None})
+    assert all(name in str(error.value) for name in ("act_fn", "dropout", "new"))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"shift_factor": 0.1}, "shift_factor"),
+        ({"use_quant_conv": False}, "use_quant_conv"),
+        ({"down_block_types": ["DownEncoderBlock2D"]}, "down_block_types"),
+        ({"scaling_factor": "big"}, "scaling_factor"),
+    ],
+)
+def test_unsupported_autoencoders_are_named(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        vae_config(CONFIGS["vae"] | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act"),
+        ({"num_attention_heads": 5}, "num_attention_heads"),
+        ({"rope_theta": 1.0}, "rope_theta"),
+    ],
+)
+def test_unsupported_text_encoders_are_named(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        text_config(CONFIGS["text_encoder"] | change)
+
+
+def test_published_autoencoder_has_no_scaling_factor() -> None:
+    assert vae_config(CONFIGS["vae"]).scaling_factor == 0.18215

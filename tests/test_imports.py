@@ -1,0 +1,73 @@
+"""Imports point one way, and nothing heavy is imported on the way in."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "ie_jax"
+# What each part may import beside itself; `errors` and `files` are open to all.
+ALLOWED = {
+    "errors": set(),
+    "files": set(),
+    "models": set(),
+    "weights": {"models"},
+    "diffusion": {"models"},
+    "config": {"models", "diffusion"},
+    "cli": {"config"},
+    "progress": set(),
+    "data": {"models", "weights", "diffusion", "config"},
+    "editing": {"models", "weights", "diffusion", "config", "cli", "progress"},
+    "training": {"models", "weights", "diffusion", "config", "cli", "progress", "data"},
+    "evaluation": {
+        *("models", "weights", "diffusion", "config", "cli", "progress", "data"),
+        *("editing", "training"),
+    },
+}
+OPEN = {"errors", "files", "__version__"}
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_parts(source: str) -> set[str]:
+    """The parts of ie_jax that a module names in its imports."""
+    parts = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = (
+                [f"ie_jax.{a.name}" for a in node.names]
+                if node.module == "ie_jax"
+                else [node.module]
+            )
+        elif isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        else:
+            continue
+        parts |= {name.split(".")[1] for name in names if name.startswith("ie_jax.")}
+    return parts
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def test_imports_point_one_way(path: Path) -> None:
+    here = part(path)
+    if here == "__init__":
+        return
+    wrong = imported_parts(path.read_text()) - ALLOWED[here] - OPEN - {here}
+    assert not wrong, f"{path.relative_to(PACKAGE)} must not import {wrong}"
+
+
+def test_a_wrong_import_would_be_seen() -> None:
+    assert imported_parts("from ie_jax.editing.program import Models") == {"editing"}
+    assert imported_parts("from ie_jax import training") == {"training"}
+
+
+def test_the_runtime_needs_neither_torch_nor_tensorflow() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['tensorflow'] = None\n"
+        "import ie_jax.editing.command"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
