@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,9 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO, get_args, get_origin
 
 import docstring_parser
-import yaml
 
-from ie_jax.config import build, merged, nested_schemas, read_yaml
+from ie_jax.config import build, merged, nested_schemas, parse_yaml, read_yaml
 from ie_jax.errors import UserError
 
 COMMAND_LINE = "command line"
@@ -28,8 +28,8 @@ class Parser(argparse.ArgumentParser):
 def yaml_value(text: str) -> Any:
     """A value as YAML has it: 3, 0.5, null, [1, 2], text."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return parse_yaml(text)
+    except UserError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a value") from error
 
 
@@ -74,11 +74,11 @@ def dashed(word: str) -> str:
 
 
 def nest(flat: dict[str, Any]) -> dict[str, Any]:
-    """{"a.b": 1} as {"a": {"b": 1}}; a list in a list of one is that list."""
+    """{"a.b": 1} as {"a": {"b": 1}}; a list or null in a list of one is itself."""
     tree: dict[str, Any] = {}
     for name, value in flat.items():
-        only = isinstance(value, list) and len(value) == 1 and isinstance(value[0], list)
-        leaf = value[0] if only else value
+        only = isinstance(value, list) and len(value) == 1
+        leaf = value[0] if only and isinstance(value[0], list | None) else value
         for part in reversed(name.split(".")):
             leaf = {part: leaf}
         tree = merged(tree, leaf)
@@ -130,6 +130,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         print_line("warning", str(message), sys.stderr)
 
     warnings.showwarning = show
+    # Of transformers only the tokenizer is used; it would advise to install torch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         main(sys.argv[1:] if argv is None else argv)
     except UserError as error:

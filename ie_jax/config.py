@@ -4,6 +4,8 @@ import dataclasses
 import difflib
 import json
 import math
+import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +37,16 @@ class GuiderConfig:
     g_scale: float | tuple[float, ...]
     """Weight of the energy: one for all steps, or one per step."""
     kwargs: GuiderOptions = field(default_factory=GuiderOptions)
+
+    def __post_init__(self) -> None:
+        if self.name != "features_map_l2" and self.kwargs != GuiderOptions():
+            raise UserError(f"guiders: {self.name} takes no kwargs")
+
+    @property
+    def label(self) -> str:
+        """What tells this guider from all others of a config."""
+        block = self.kwargs.block
+        return self.name if block == GuiderOptions().block else f"{self.name}_{block}"
 
 
 @dataclass(frozen=True)
@@ -124,11 +136,16 @@ class EditConfig:
                     f"g_scale of guider {guider.name} has {len(scales)} values but cfg_schedule "
                     f"has {steps}: give one value per step"
                 )
+        labels = [guider.label for guider in self.guiders]
+        if len(set(labels)) < len(labels):
+            raise UserError("guiders: one is listed twice: give it the sum of both g_scale")
         numbers = [*self.cfg_schedule, *(x for row in self.scales for x in row)]
         if not all(map(math.isfinite, numbers)):
             raise UserError("cfg_schedule and g_scale must be finite numbers")
         if self.size is not None and self.size < 1:
             raise UserError(f"size {self.size} must be positive")
+        if self.execution.query_chunk < 0 or self.execution.unrolled < 0:
+            raise UserError("execution: query_chunk and unroll must not be negative")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed {self.seed} must be from 0 to 4294967295")
 
@@ -148,6 +165,41 @@ PUBLISHED_ONLY = {"pipeline_type": "ours", "start_latent": "consistency"}
 PUBLISHED_NOTES = {"verbose", "edit_types"}
 
 
+class Loader(yaml.SafeLoader):
+    """Safe YAML in which 2e4 is a number, as in JSON and YAML 1.2 (YAML 1.1 asks for 2.0e+4), and
+    no key stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for i, (key, _) in enumerate(node.value):
+            if key.value in keys[:i]:
+                problem = f"{key.value!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value that YAML text stands for.
+
+    Raises:
+        UserError: it is not YAML.
+    """
+    try:
+        return yaml.load(text, Loader)
+    # A date that does not exist is a ValueError.
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise UserError("not valid YAML: nested too deeply") from error
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The settings of a YAML file, with the published layout's extra keys taken out.
 
@@ -155,12 +207,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: unreadable, not YAML, not a mapping, or a published key with another value.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not valid YAML: {reason}") from error
+    except (UserError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -202,20 +253,44 @@ def build(schema: type[C], values: Mapping[str, Any], where: str) -> C:
     Raises:
         UserError: what is wrong; `where` names the file or the command line.
     """
+    try:
+        # JSON is the strict mode in which a list is a tuple but "7" is not a number. A YAML date,
+        # say, has no place in it, nor has a list that holds itself.
+        text = json.dumps(values)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{where}: a value is neither text, number nor list: {error}") from error
     refuse_unknown(schema, values, where)
     try:
-        # JSON is the strict mode in which a list is a tuple but "7" is not a number.
-        text = json.dumps(values)
         return pydantic.TypeAdapter(schema).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        path = ".".join(str(part) for part in first["loc"])
-        given = json.dumps(first["input"], default=str)
-        raise UserError(f"{where}: {path} = {given}: {first['msg']}") from error
+        raise UserError(f"{where}: {first_mistake(error, values)}") from error
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    except TypeError as error:  # a YAML date, say, has no place in JSON
-        raise UserError(f"{where}: a value is neither text, number nor list: {error}") from error
+
+
+def first_mistake(error: pydantic.ValidationError, values: Any) -> str:
+    """Where the innermost mistake is, what stands there, and what should."""
+    mistakes: dict[tuple[int | str, ...], list[str]] = {}
+    for found in error.errors(include_url=False):
+        at, path = values, []
+        for part in found["loc"]:
+            try:
+                at = at[part]
+            except (KeyError, IndexError, TypeError):  # the name of one of several types
+                continue
+            path.append(part)
+        message = found["msg"]
+        if found["type"] == "missing":
+            name = found["loc"][-1]
+            message = f"{name} is missing" if isinstance(name, str) else "too few values"
+        mistakes.setdefault(tuple(path), []).append(message)
+    path = max(mistakes, key=len)
+    for part in path:
+        values = values[part]
+    given = textwrap.shorten(json.dumps(values), 80)
+    first, *others = mistakes[path]
+    wanted = " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
+    return f"{'.'.join(map(str, path)) or 'settings'} = {given}: {wanted}"
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,14 @@ from PIL import Image, ImageDraw
 from ie_jax.cli import parse, run
 from ie_jax.config import EditConfig
 from ie_jax.editing.editor import Editor, EditResult
-from ie_jax.editing.images import check_writable, load_image, save_image, side_by_side
+from ie_jax.editing.images import (
+    check_place,
+    check_writable,
+    load_image,
+    preprocess,
+    save_image,
+    side_by_side,
+)
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole
 from ie_jax.progress import Stages
@@ -67,6 +74,7 @@ def edit(argv: Sequence[str]) -> None:
     record = output.with_suffix(".json")
     for path in [*paths, *([panel] if want_panel else [])]:
         check_writable(path)
+    check_place(record)
     if not demo:
         load_image(request.image, 64)  # a broken photo is found before gigabytes are read
 
@@ -74,7 +82,7 @@ def edit(argv: Sequence[str]) -> None:
     editor = Editor.from_pretrained(
         config=config, offline=request.offline, progress=not request.quiet, announce=stages
     )
-    pixels = drawn_scene(editor.size) if demo else editor.load(request.image)
+    pixels = preprocess(drawn_scene(), editor.size) if demo else editor.load(request.image)
     if targets:
         inversion, result = editor(pixels, source, targets)
     else:
@@ -123,10 +131,9 @@ def output_paths(output: Path, targets: int) -> list[Path]:
     return [output.with_stem(f"{output.stem}-{i + 1}") for i in range(targets)]
 
 
-def drawn_scene(size: int) -> np.ndarray:
+def drawn_scene(size: int = 512) -> np.ndarray:
     """A red ball on a green field under a grey sky, uint8 (size, size, 3)."""
-    scale = 4
-    side = size * scale
+    side = 4 * size
     picture = Image.new("RGB", (side, side), (170, 190, 205))
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, side * 0.55, side, side), fill=(70, 140, 60))

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ie_jax.config import EditConfig
-from ie_jax.diffusion.schedule import BOUNDARIES, Schedule, make_schedule
+from ie_jax.diffusion.schedule import BETAS, BOUNDARIES, Schedule, make_schedule
 from ie_jax.editing.guidance import StepRecord, Strength
 from ie_jax.editing.guiders import make_guider
 from ie_jax.editing.images import load_image
@@ -76,7 +76,7 @@ class EditResult:
     images: np.ndarray
     """uint8 (images, edits, height, width, 3)."""
     diagnostics: dict[str, np.ndarray]
-    """Per step, (steps, images, edits): `energy_<guider>`, unweighted, gradient_norm,
+    """Per step, (steps, images, edits): `energy_<guider>` (its `label`), unweighted, gradient_norm,
     difference_norm, ratio, scale, active (see `StepRecord`). Empty without guiders."""
 
 
@@ -108,16 +108,8 @@ class Editor:
             UserError: the config does not fit the model.
         """
         arch = pipeline.architecture
-        if config.start_timestep is not None:
-            start_timestep = config.start_timestep
         self.config = config
-        self.schedule = make_schedule(
-            config.boundaries or boundaries,
-            start_timestep,
-            config.cfg_schedule,
-            config.start_noise,
-            arch.betas,
-        )
+        self.schedule = schedule_of(config, start_timestep, boundaries, arch.betas)
         self.strength = Strength(
             jnp.asarray(np.reshape(config.scales, (len(config.guiders), self.schedule.steps))),
             *map(jnp.float32, config.noise_rescaling_setup.bounds),
@@ -165,13 +157,14 @@ class Editor:
         """
         use_compilation_cache()
         name = config.model if model is None else model
+        start, boundaries = 0, BOUNDARIES
+        if name in PUBLISHED:
+            start, boundaries = PUBLISHED[name].start_timestep, PUBLISHED[name].boundaries
+        # Refuses a schedule that does not fit before gigabytes are fetched.
+        schedule_of(config, start, boundaries)
         with announce(f"load {name}"):
             pipeline = load_pipeline(name, config.forward, config.backward, offline, progress)
-        if name in PUBLISHED:
-            source = PUBLISHED[name]
-            trained = (source.start_timestep, source.boundaries)
-            return cls(pipeline, config, *trained, announce=announce)
-        return cls(pipeline, config, announce=announce)
+        return cls(pipeline, config, start, boundaries, announce)
 
     def load(self, image: Picture) -> np.ndarray:
         """A picture as uint8 (height, width, 3) of a size that the networks take.
@@ -239,9 +232,14 @@ class Editor:
         return inversion
 
     def reconstruct(self, inversion: Inversion) -> np.ndarray:
-        """The inverted pictures back from their noise, uint8 (b, height, width, 3)."""
+        """The inverted pictures back from their noise, uint8 (b, height, width, 3).
+
+        Raises:
+            UserError: the networks gave NaN or infinity.
+        """
         match = jnp.float32(self.config.match_statistics)
-        pixels = self.programs["reconstruct"](self.weights, inversion, self.schedule, match)
+        pixels, finite = self.programs["reconstruct"](self.weights, inversion, self.schedule, match)
+        require_finite(finite)
         return np.asarray(pixels)
 
     def edit(
@@ -328,14 +326,36 @@ class Editor:
         """An edit on the host.
 
         Raises:
-            UserError: the networks gave NaN or infinite latents.
+            UserError: the networks gave NaN or infinity.
         """
-        if not bool(jnp.isfinite(edit.latents).all()):
-            raise UserError(
-                "the edit came out as NaN or infinity: lower the guidance or the guiders, or use "
-                "float32 (--precision.compute float32 --vae-precision.compute float32)"
-            )
+        require_finite(edit.finite)
         return EditResult(np.asarray(edit.pixels), diagnostics(edit.record, self.config))
+
+
+def schedule_of(
+    config: EditConfig,
+    start_timestep: int,
+    boundaries: Sequence[int],
+    betas: tuple[float, float, int] = BETAS,
+) -> Schedule:
+    """The schedule of a config, for a model trained for this start and these boundaries.
+
+    Raises:
+        UserError: they do not fit each other.
+    """
+    start = start_timestep if config.start_timestep is None else config.start_timestep
+    return make_schedule(
+        config.boundaries or boundaries, start, config.cfg_schedule, config.start_noise, betas
+    )
+
+
+def require_finite(finite: jax.Array) -> None:
+    """Raise UserError unless all results are."""
+    if not np.asarray(finite).all():
+        raise UserError(
+            "the result came out as NaN or infinity: lower the guidance or the guiders, or use "
+            "float32 (--precision.compute float32 --vae-precision.compute float32)"
+        )
 
 
 def place(weights: Weights, config: EditConfig) -> Weights:
@@ -385,7 +405,7 @@ def diagnostics(record: StepRecord | None, config: EditConfig) -> dict[str, np.n
     if record is None:
         return {}
     energies = {
-        f"energy_{guider.name}": np.asarray(record.energies[:, i])
+        f"energy_{guider.label}": np.asarray(record.energies[:, i])
         for i, guider in enumerate(config.guiders)
     }
     names = ("active", "gradient_norm", "difference_norm", "ratio", "scale")

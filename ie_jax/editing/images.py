@@ -97,8 +97,13 @@ def preprocess(image: np.ndarray, size: int, fit: Fit = "crop") -> np.ndarray:
 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise UserError if `save_image` could not write this file; to be called before long work."""
+    _write_format(Path(path))
+    check_place(path)
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Raise UserError if no file of this name can be written."""
     path = Path(path)
-    _write_format(path)
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}; create it first")
     with _write_errors(path):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from ie_jax.diffusion.consistency import Latents, consistency_step
 from ie_jax.diffusion.schedule import Schedule
@@ -70,6 +70,8 @@ class Edit:
     """The result of editing."""
 
     pixels: UInt8[Array, "b e H W 3"]
+    finite: Bool[Array, "b e"]
+    """False where the networks gave NaN or infinity, which pixels cannot show."""
     latents: Float[Array, "n b e h w c"]
     """After each step."""
     record: StepRecord | None
@@ -118,10 +120,10 @@ def encode_image(models: Models, weights: Weights, pixels: Pixels) -> Latents:
     return z
 
 
-def decode_image(models: Models, weights: Weights, z: Latents) -> Pixels:
-    """Latents to pixels."""
+def decode_image(models: Models, weights: Weights, z: Latents) -> tuple[Pixels, Bool[Array, " b"]]:
+    """Latents to pixels, and whether the autoencoder gave finite numbers."""
     x: Array = vae(models).apply({"params": weights.vae}, z, method="decode")  # type: ignore[assignment]
-    return to_uint8(x)
+    return to_uint8(x), jnp.isfinite(x).all(axis=(1, 2, 3))
 
 
 def invert_images(
@@ -147,8 +149,9 @@ def reconstruct(
     inversion: Inversion,
     schedule: Schedule,
     match: Float[Array, ""],
-) -> UInt8[Array, "b H W 3"]:
-    """The image back from its noise: the source prompt, w = 0, no guiders."""
+) -> tuple[Pixels, Bool[Array, " b"]]:
+    """The image back from its noise: the source prompt, w = 0, no guiders. And whether it is
+    finite."""
     eps = with_text(denoiser(models, weights.unet, weights.backward), inversion.context)
     plain = replace(schedule, guidance=jnp.zeros(schedule.steps))
     z = generate(eps, inversion.latents[-1], plain, models.execution.unrolled).latents[-1]
@@ -157,12 +160,13 @@ def reconstruct(
 
 def finish(
     models: Models, weights: Weights, z: Latents, inversion: Inversion, match: Float[Array, ""]
-) -> Pixels:
-    """Decode, and where `match` is 1 take over the source's statistics."""
-    pixels = decode_image(models, weights, z)
+) -> tuple[Pixels, Bool[Array, " m"]]:
+    """Decode, and where `match` is 1 take over the source's statistics. And whether the result is
+    finite."""
+    pixels, finite = decode_image(models, weights, z)
     edits = z.shape[0] // inversion.mean.shape[0]
     mean, std = (jnp.repeat(x, edits) for x in (inversion.mean, inversion.std))
-    return jnp.where(match > 0, match_statistics(pixels, mean, std), pixels)
+    return jnp.where(match > 0, match_statistics(pixels, mean, std), pixels), finite
 
 
 def inversion_passes(
@@ -277,9 +281,10 @@ def edit_inversion(
         )
         start = jnp.repeat(inversion.latents[-1], e, axis=0)
         latents = generate(eps, start, per_edit, models.execution.unrolled).latents
-    pixels = finish(models, weights, latents[-1], inversion, match)
+    pixels, finite = finish(models, weights, latents[-1], inversion, match)
     return Edit(
         pixels.reshape(b, e, *pixels.shape[1:]),
+        finite.reshape(b, e),
         latents.reshape(n, b, e, *latents.shape[2:]),
         record,
     )

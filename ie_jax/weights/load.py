@@ -49,8 +49,20 @@ def load_pipeline(
         progress: show download bars.
 
     Raises:
-        UserError: unknown name, missing, damaged or unfitting files.
+        UserError: unknown name, missing, damaged or unfitting files, or no place for the cache.
     """
+    try:
+        return load(model, forward, backward, offline, progress)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"cannot use the cache folder {home()}: {error}: name another in IE_JAX_HOME"
+        ) from error
+
+
+def load(
+    model: str, forward: str | None, backward: str | None, offline: bool, progress: bool
+) -> Pipeline:
+    """`load_pipeline`, without a clear error where the cache folder cannot be used."""
     if model == RANDOM:
         return random_pipeline()
     if model in PUBLISHED:
@@ -89,8 +101,10 @@ def converted(files: Files, check: Callable[[], object] = lambda: None) -> Pipel
         if folder.is_dir():
             try:
                 return read_cache(folder)
-            except (UserError, safetensors.SafetensorError, OSError, KeyError, TypeError):
-                shutil.rmtree(folder)  # damaged: convert again
+            except Exception:  # damaged in whatever way: convert again
+                shutil.rmtree(folder)
+        for left in folder.parent.glob(f".{folder.name}.*.part"):
+            shutil.rmtree(left)  # of a conversion that was killed: this one holds the lock
         check()
         arch, weights = convert_files(files)
         configs = read_configs(files.pipeline)
@@ -114,6 +128,8 @@ def read_cache(folder: Path) -> Pipeline:
     """A converted pipeline."""
     arch = architecture(read_json(folder / "configs.json"), str(folder))
     weights = unflatten_weights(load_file(folder / "weights.safetensors"))
+    for name in TOKENIZER_FILES:
+        (folder / "tokenizer" / name).stat()
     return Pipeline(arch, weights, folder / "tokenizer")
 
 

@@ -144,7 +144,7 @@ def lora_rank(tensors: Mapping[str, Any], where: str) -> int:
         UserError: there is no such rank.
     """
     ranks = {x.shape[0] for name, x in tensors.items() if ".lora_A." in name and x.ndim}
-    if len(ranks) != 1:
+    if len(ranks) != 1 or 0 in ranks:
         raise UserError(f"{where}: no LoRA in PEFT naming of one rank (ranks found: {ranks or 0})")
     return int(ranks.pop())
 
@@ -158,6 +158,11 @@ def convert_files(files: Files) -> tuple[Architecture, Weights]:
     arch = architecture(read_configs(files.pipeline), str(files.pipeline))
     teacher = read_tensors(files.teacher)
     arch = replace(arch, unet=with_guidance(arch.unet, teacher))
+    if not arch.unet.time_cond_proj_dim:
+        raise UserError(
+            f"{files.teacher}: not the guidance-distilled UNet: there is no matrix "
+            "time_embedding.cond_proj.weight"
+        )
     base_shapes = unet_shapes(arch.unet)
     unet = convert(teacher, UNET, base_shapes, str(files.teacher))
     del teacher
