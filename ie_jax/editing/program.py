@@ -176,12 +176,12 @@ def inversion_passes(
 
     It depends on no edit, so all steps go through the network as one batch, once for all edits.
     """
-    reference = lax.stop_gradient(inversion.latents[:0:-1])
+    reference = inversion.latents[:0:-1]
     n, b = reference.shape[:2]
     t = per_step(schedule.backward_t, b).reshape(-1)
     context = jnp.tile(inversion.context, (n, 1, 1))
     eps, out = network(reference.reshape(n * b, *reference.shape[2:]), t, jnp.zeros(n * b), context)
-    return jax.tree.map(lambda x: x.reshape(n, b, *x.shape[1:]), lax.stop_gradient((eps, out)))
+    return jax.tree.map(lambda x: x.reshape(n, b, *x.shape[1:]), (eps, out))
 
 
 def guided_generation(

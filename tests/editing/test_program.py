@@ -1,0 +1,180 @@
+"""The programs are pure functions that jit, vmap and differentiate."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ie_jax.diffusion.schedule import Schedule, make_schedule
+from ie_jax.editing.guidance import Strength
+from ie_jax.editing.guiders import make_guider
+from ie_jax.editing.program import Models, edit_images, invert_images
+from ie_jax.models.execution import Execution
+from ie_jax.models.lora import lora_shapes
+from ie_jax.models.shapes import draw, text_encoder_shapes, unet_shapes, vae_shapes
+from ie_jax.weights.pipeline import Weights, architecture
+from ie_jax.weights.random import CONFIGS
+
+ONE_LEVEL: dict[str, Any] = {
+    "block_out_channels": [8],
+    "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D"],
+    "norm_num_groups": 4,
+}
+ARCHITECTURE = architecture(
+    CONFIGS
+    | {
+        "unet": CONFIGS["unet"] | ONE_LEVEL,
+        "vae": CONFIGS["vae"]
+        | {
+            "block_out_channels": [8, 8],
+            "down_block_types": ["DownEncoderBlock2D"] * 2,
+            "up_block_types": ["UpDecoderBlock2D"] * 2,
+            "norm_num_groups": 4,
+        },
+    },
+    "test",
+)
+GUIDERS = (make_guider("self_attn_map_l2"), make_guider("features_map_l2", block="mid"))
+MODELS = Models(ARCHITECTURE, guiders=GUIDERS)
+
+
+def weights() -> Weights:
+    base = unet_shapes(ARCHITECTURE.unet)
+    rng = np.random.default_rng(0)
+
+    def lora(seed: int) -> Any:
+        drawn = draw(lora_shapes(base, 2), seed)
+        return jax.tree.map(lambda x: np.float32(x + 0.02 * rng.standard_normal(x.shape)), drawn)
+
+    return Weights(
+        unet=draw(base, 1),
+        forward=lora(2),
+        backward=lora(3),
+        vae=draw(vae_shapes(ARCHITECTURE.vae), 4),
+        text_encoder=draw(text_encoder_shapes(ARCHITECTURE.text), 5),
+    )
+
+
+def arguments(b: int = 1, e: int = 1, steps: int = 2) -> tuple[Any, ...]:
+    rng = np.random.default_rng(1)
+    boundaries, w = {2: ((500, 999), (0.0, 5.0)), 1: ((999,), (3.0,))}[steps]
+    return (
+        weights(),
+        rng.integers(0, 256, (b, 16, 16, 3), dtype=np.uint8),
+        rng.integers(0, 500, (b, 8), dtype=np.int32),
+        rng.integers(0, 500, (b, e, 8), dtype=np.int32),
+        np.float32(rng.standard_normal((b, 8, 8, 4))),
+        make_schedule(boundaries, 0, w),
+        Strength(jnp.full((2, steps), 5.0), jnp.float32(0.0), jnp.float32(1.0)),
+        jnp.float32(1),
+    )
+
+
+def replace_scales(strength: Strength) -> Strength:
+    """Of the second guider alone."""
+    return replace(strength, scales=strength.scales[1:])
+
+
+def test_values_never_retrace() -> None:
+    traces = 0
+
+    def counted(*args: Any) -> Any:
+        nonlocal traces
+        traces += 1
+        return edit_images(MODELS, *args)
+
+    program = jax.jit(counted)
+    w, pixels, source, target, noise, schedule, strength, match = arguments()
+    program(w, pixels, source, target, noise, schedule, strength, match)
+    changed = (
+        w.replace(forward=jax.tree.map(lambda x: 2 * x, w.forward)),  # type: ignore[attr-defined]
+        255 - pixels,
+        source + 1,
+        target + 2,
+        noise * 2,
+        replace(make_schedule((300, 900), 19, (1.0, 2.0)), start_noise=jnp.float32(0)),
+        Strength(strength.scales * 3, jnp.float32(0.3), jnp.float32(jnp.inf)),
+        jnp.float32(0),
+    )
+    program(*changed)
+    assert traces == 1
+    program(*arguments(e=2))
+    assert traces == 2  # another shape is another program
+
+
+def test_latents_differentiate_with_respect_to_both_loras() -> None:
+    """The gradient through inversion and guided generation agrees with a finite difference."""
+    w, pixels, source, target, noise, schedule, strength, match = arguments(steps=1)
+    models = replace(MODELS, guiders=GUIDERS[1:])
+    rest = (pixels, source, target, noise, schedule, replace_scales(strength), match)
+    rng = np.random.default_rng(7)
+    loras = (w.forward, w.backward)
+    size = sum(x.size for x in jax.tree.leaves(loras))
+    direction = jax.tree.map(
+        lambda x: np.float32(rng.standard_normal(x.shape) / np.sqrt(size)), loras
+    )
+
+    def loss(step: jax.Array) -> jax.Array:
+        forward, backward = jax.tree.map(lambda x, d: x + step * d, loras, direction)
+        moved = w.replace(forward=forward, backward=backward)  # type: ignore[attr-defined]
+        _, edit = edit_images(models, moved, *rest)
+        return jnp.mean(edit.latents[-1] ** 2)
+
+    value, slope = jax.jit(jax.value_and_grad(loss))(jnp.float32(0))
+    plain = jax.jit(loss)
+    h = 3e-2
+    difference = (plain(jnp.float32(h)) - plain(jnp.float32(-h))) / (2 * h)
+    assert abs(slope) > 1e-2 * value
+    assert float(slope) == pytest.approx(float(difference), rel=3e-2)
+
+
+def test_inversion_maps_over_schedules() -> None:
+    w, pixels, source, _, noise, schedule, *_ = arguments()
+    other = make_schedule((300, 999), 19, (0.0, 5.0))
+    both = jax.tree.map(lambda *x: jnp.stack(x), schedule, other)
+
+    def latents(schedule: Schedule) -> jax.Array:
+        return invert_images(MODELS, w, pixels, source, noise, schedule).latents
+
+    mapped = jax.jit(jax.vmap(latents))(both)
+    single = jax.jit(latents)
+    np.testing.assert_allclose(mapped[0], single(schedule), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(mapped[1], single(other), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("execution", [Execution(remat_call=True), Execution(query_chunk=16)])
+def test_execution_changes_no_result(execution: Execution) -> None:
+    args = arguments()
+    _, plain = jax.jit(partial(edit_images, MODELS))(*args)
+    _, other = jax.jit(partial(edit_images, replace(MODELS, execution=execution)))(*args)
+    np.testing.assert_allclose(other.latents, plain.latents, rtol=1e-3, atol=1e-4)
+
+
+def test_schedules_per_image() -> None:
+    """Two images with schedules of their own equal two single edits."""
+    w, pixels, source, target, noise, _, strength, match = arguments(b=2)
+    schedules = [
+        make_schedule((500, 999), 0, (0.0, 5.0)),
+        make_schedule((300, 900), 19, (1.0, 2.0)),
+    ]
+    stacked = replace(
+        schedules[0],
+        **{
+            name: jnp.stack([getattr(s, name) for s in schedules])
+            for name in ("forward_t", "forward_s", "backward_t", "backward_s")
+        },
+        guidance=jnp.stack([s.guidance for s in schedules])[:, None],
+    )
+    program = jax.jit(partial(edit_images, MODELS))
+    _, both = program(w, pixels, source, target, noise, stacked, strength, match)
+    for i, schedule in enumerate(schedules):
+        one = slice(i, i + 1)
+        _, single = program(
+            w, pixels[one], source[one], target[one], noise[one], schedule, strength, match
+        )
+        np.testing.assert_allclose(both.latents[:, one], single.latents, rtol=1e-3, atol=1e-4)
