@@ -78,7 +78,7 @@ def nest(flat: dict[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, value in flat.items():
         only = isinstance(value, list) and len(value) == 1
-        leaf = value[0] if only and isinstance(value[0], list | None) else value
+        leaf: Any = value[0] if only and isinstance(value[0], list | None) else value
         for part in reversed(name.split(".")):
             leaf = {part: leaf}
         tree = merged(tree, leaf)

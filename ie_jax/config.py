@@ -272,7 +272,8 @@ def first_mistake(error: pydantic.ValidationError, values: Any) -> str:
     """Where the innermost mistake is, what stands there, and what should."""
     mistakes: dict[tuple[int | str, ...], list[str]] = {}
     for found in error.errors(include_url=False):
-        at, path = values, []
+        at = values
+        path: list[int | str] = []
         for part in found["loc"]:
             try:
                 at = at[part]
@@ -284,13 +285,13 @@ def first_mistake(error: pydantic.ValidationError, values: Any) -> str:
             name = found["loc"][-1]
             message = f"{name} is missing" if isinstance(name, str) else "too few values"
         mistakes.setdefault(tuple(path), []).append(message)
-    path = max(mistakes, key=len)
-    for part in path:
+    deepest = max(mistakes, key=len)
+    for part in deepest:
         values = values[part]
     given = textwrap.shorten(json.dumps(values), 80)
-    first, *others = mistakes[path]
+    first, *others = mistakes[deepest]
     wanted = " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
-    return f"{'.'.join(map(str, path)) or 'settings'} = {given}: {wanted}"
+    return f"{'.'.join(map(str, deepest)) or 'settings'} = {given}: {wanted}"
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -157,9 +157,10 @@ class Editor:
         """
         use_compilation_cache()
         name = config.model if model is None else model
-        start, boundaries = 0, BOUNDARIES
-        if name in PUBLISHED:
-            start, boundaries = PUBLISHED[name].start_timestep, PUBLISHED[name].boundaries
+        source = PUBLISHED.get(name)
+        start, boundaries = (
+            (source.start_timestep, source.boundaries) if source else (0, BOUNDARIES)
+        )
         # Refuses a schedule that does not fit before gigabytes are fetched.
         schedule_of(config, start, boundaries)
         with announce(f"load {name}"):

@@ -101,10 +101,12 @@ def scheduler_betas(config: Mapping[str, Any], where: str) -> tuple[float, float
             )
     first, last = config.get("beta_start", 0.00085), config.get("beta_end", 0.012)
     steps = config.get("num_train_timesteps", 1000)
-    if not (
-        isinstance(first, float) and isinstance(last, float) and type(steps) is int and steps > 0
-    ):
-        raise UserError(f"{where}: beta_start, beta_end or num_train_timesteps is not a number")
+    numbers = isinstance(first, float) and isinstance(last, float) and type(steps) is int
+    if not (numbers and 0 < first <= last < 1 and steps > 0):
+        raise UserError(
+            f"{where}: not a noise schedule: beta_start {first!r}, beta_end {last!r}, "
+            f"num_train_timesteps {steps!r}"
+        )
     return first, last, steps
 
 
