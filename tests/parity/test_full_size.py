@@ -1,0 +1,98 @@
+"""The networks at SD1.5's own sizes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.random_weights import GUIDANCE_FEATURES, SIZES, make_unet
+from ie_jax.models.architecture import text_config, unet_config, vae_config
+from ie_jax.models.shapes import text_encoder_shapes, unet_shapes, vae_shapes
+from ie_jax.models.text_encoder import TextEncoder
+from ie_jax.models.unet import UNet
+from ie_jax.models.vae import VAE
+from ie_jax.weights.convert import convert
+from ie_jax.weights.names import TEXT_ENCODER
+from ie_jax.weights.names import UNET as UNET_NAMES
+from ie_jax.weights.names import VAE as VAE_NAMES
+from tests.parity.oracle import (
+    arrays,
+    diffusers,
+    guidance,
+    nchw,
+    nhwc,
+    normal,
+    randomised,
+    relative,
+    torch,
+    transformers,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+BOUND = 2e-5
+
+
+def apply(f: Callable[..., Any], params: dict[str, Any], *inputs: Any) -> Any:
+    """f jitted on weights that exist once: each numpy leaf is dropped as it is handed over."""
+    leaves, structure = jax.tree.flatten(params)
+    params.clear()
+    for i, leaf in enumerate(leaves):
+        leaves[i] = jax.device_put(leaf)
+    return jax.jit(f)(jax.tree.unflatten(structure, leaves), *inputs)
+
+
+def test_unet() -> None:
+    upstream = randomised(make_unet(SIZES["sd15"].unet))
+    config = unet_config(SIZES["sd15"].unet | {"time_cond_proj_dim": GUIDANCE_FEATURES})
+    z, context = normal(1, 1, 32, 32, 4), normal(2, 1, 77, 768)
+    t, w = np.asarray([519], np.int32), np.asarray([7], np.float32)
+    with torch.no_grad():
+        expected = upstream(
+            nchw(z),
+            torch.from_numpy(t),
+            torch.from_numpy(context),
+            timestep_cond=guidance(w, GUIDANCE_FEATURES),
+        ).sample
+    params = convert(arrays(upstream.state_dict()), UNET_NAMES, unet_shapes(config), "upstream")
+    del upstream
+    assert sum(x.size for x in jax.tree.leaves(params)) == 859_684_804
+    eps = apply(
+        lambda p, *inputs: UNet(config).apply({"params": p}, *inputs)[0], params, z, t, w, context
+    )
+    assert relative(eps, nhwc(expected)) <= BOUND
+
+
+def test_vae() -> None:
+    upstream = randomised(diffusers.AutoencoderKL.from_config(SIZES["sd15"].vae))
+    config = vae_config(SIZES["sd15"].vae)
+    x, z = np.tanh(normal(1, 1, 256, 256, 3)), normal(2, 1, 32, 32, 4)
+    with torch.no_grad():
+        expected_mean = upstream.encode(nchw(x)).latent_dist.mean
+        expected_image = upstream.decode(nchw(z) / config.scaling_factor).sample
+    params = convert(arrays(upstream.state_dict()), VAE_NAMES, vae_shapes(config), "upstream")
+    del upstream
+
+    def both(params: Any, x: Any, z: Any) -> Any:
+        vae = VAE(config)
+        mean, _ = vae.apply({"params": params}, x, method="moments")
+        return mean, vae.apply({"params": params}, z, method="decode")
+
+    mean, image = apply(both, params, x, z)
+    assert relative(mean, nhwc(expected_mean)) <= BOUND
+    assert relative(image, nhwc(expected_image)) <= BOUND
+
+
+def test_text_encoder() -> None:
+    values = {k: v for k, v in SIZES["sd15"].text.items() if k != "torch_dtype"}
+    upstream = randomised(transformers.CLIPTextModel(transformers.CLIPTextConfig(**values)))
+    config = text_config(SIZES["sd15"].text)
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, 77), np.int32)
+    with torch.no_grad():
+        expected = upstream(torch.from_numpy(ids)).last_hidden_state
+    shapes = text_encoder_shapes(config)
+    params = convert(arrays(upstream.state_dict()), TEXT_ENCODER, shapes, "upstream")
+    del upstream
+    found = apply(lambda p, ids: TextEncoder(config).apply({"params": p}, ids), params, ids)
+    assert relative(found, expected) <= BOUND

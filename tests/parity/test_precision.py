@@ -1,0 +1,61 @@
+"""bfloat16 against float32: the error is that of the number type, about 2^-8 per layer."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from ie_jax.models.architecture import text_config, unet_config, vae_config
+from ie_jax.models.execution import Precision
+from ie_jax.models.shapes import draw, text_encoder_shapes, unet_shapes, vae_shapes
+from ie_jax.models.text_encoder import TextEncoder
+from ie_jax.models.unet import UNet
+from ie_jax.models.vae import VAE
+from ie_jax.weights.random import CONFIGS
+from tests.parity.oracle import normal, relative
+
+UNET, TEXT = unet_config(CONFIGS["unet"]), text_config(CONFIGS["text_encoder"])
+AUTOENCODER = vae_config(CONFIGS["vae"])
+T, W = np.asarray([999, 259], np.int32), np.asarray([7, 0], np.float32)
+INPUTS: dict[str, tuple[Any, ...]] = {
+    "unet": (normal(1, 2, 8, 8, 4), T, W, normal(2, 2, 7, UNET.cross_attention_dim)),
+    "vae": (np.tanh(normal(3, 1, 16, 16, 3)),),
+    "text encoder": (np.arange(14, dtype=np.int32).reshape(2, 7),),
+}
+BOUND = 3e-2
+
+
+def network(name: str, precision: Precision) -> nn.Module:
+    """One of the three networks."""
+    match name:
+        case "unet":
+            return UNet(UNET, precision)
+        case "vae":
+            return VAE(AUTOENCODER, precision)
+        case _:
+            return TextEncoder(TEXT, precision)
+
+
+SHAPES = {
+    "unet": lambda: unet_shapes(UNET),
+    "vae": lambda: vae_shapes(AUTOENCODER),
+    "text encoder": lambda: text_encoder_shapes(TEXT),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_bfloat16_stays_near_float32(name: str) -> None:
+    params = draw(SHAPES[name](), seed=0)
+    low = Precision(param="bfloat16", compute="bfloat16", output="bfloat16")
+
+    def call(precision: Precision, params: Any) -> jax.Array:
+        result = jax.jit(network(name, precision).apply)({"params": params}, *INPUTS[name])
+        return result[0] if isinstance(result, tuple) else result
+
+    expected = call(Precision(), params)
+    found = call(low, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
+    assert (expected.dtype, found.dtype) == (jnp.float32, jnp.bfloat16)
+    assert 1e-4 < relative(found, expected) <= BOUND

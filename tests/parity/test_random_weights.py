@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import random_weights
+from ie_jax.errors import UserError
+from ie_jax.models.tokenizer import Tokenizer
+from ie_jax.weights.local import local_files
+from ie_jax.weights.pipeline import convert_files
+from tests.parity.oracle import torch
+
+RANK = 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("random") / "new"
+    random_weights.main([str(folder), "--size", "tiny", "--rank", str(RANK)])
+    return folder
+
+
+def test_they_are_converted_like_published_files(folder: Path) -> None:
+    architecture, weights = convert_files(local_files(folder))
+    assert architecture.unet.time_cond_proj_dim == 512
+    loras = jax.tree.leaves(weights.forward), jax.tree.leaves(weights.backward)
+    for forward, backward in zip(*loras, strict=True):
+        assert forward.any()
+        assert not np.array_equal(forward, backward)
+
+
+def test_the_tokenizer_knows_every_text(folder: Path) -> None:
+    pipeline = local_files(folder).pipeline
+    ids = Tokenizer(pipeline / "tokenizer")(["a cat", "Ünïcode 猫 \N{CAT FACE}"])
+    end = random_weights.SIZES["tiny"].text["vocab_size"] - 1
+    assert ids[0, :6].tolist() == [end - 1, *ids[0, 1:5], end]
+    assert len({*ids[0, 1:5]}) == 4  # "a" alone, and "c", "a", "t" in a word
+    assert (ids[:, 0] == end - 1).all() and ids.max() == end
+    assert list(ids[1]).index(end) > 15
+
+
+def test_unused_entries_fill_the_vocabulary() -> None:
+    vocabulary = random_weights.padded({"b": 1, "a": 0, "start": 2, "end": 3}, 6)
+    assert list(vocabulary) == ["a", "b", "<|unused0|>", "<|unused1|>", "start", "end"]
+    assert list(vocabulary.values()) == list(range(6))
+
+
+def test_the_seed_decides(folder: Path, tmp_path: Path) -> None:
+    state = torch.random.get_rng_state()
+    for seed in (0, 1):
+        random_weights.random_weights(tmp_path / str(seed), "tiny", seed, RANK)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for path in folder.rglob("*.safetensors"):
+        same, other = (tmp_path / seed / path.relative_to(folder) for seed in "01")
+        assert path.read_bytes() == same.read_bytes() != other.read_bytes()
+
+
+def test_refusals(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="exists already"):
+        random_weights.random_weights(folder)
+    with pytest.raises(UserError, match="rank 0"):
+        random_weights.random_weights(tmp_path / "new", rank=0)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        random_weights.random_weights(tmp_path / "file" / "new", rank=RANK)
+    (tmp_path / "file").unlink()
+    monkeypatch.setattr(random_weights, "PACKAGES", ("torch", "no_such_package"))
+    with pytest.raises(UserError, match="need no_such_package: pip install"):
+        random_weights.random_weights(tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(random_weights, "draw_lora", fail)
+    with pytest.raises(RuntimeError, match="disk full"):
+        random_weights.random_weights(tmp_path / "new", "tiny", rank=RANK)
+    assert not list(tmp_path.iterdir())

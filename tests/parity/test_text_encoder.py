@@ -1,0 +1,76 @@
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from ie_jax.models.architecture import TextConfig, text_config
+from ie_jax.models.shapes import text_encoder_shapes
+from ie_jax.models.text_encoder import TextEncoder
+from ie_jax.weights.convert import convert
+from ie_jax.weights.names import TEXT_ENCODER
+from tests.parity.oracle import arrays, randomised, relative, torch, transformers
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "sd15 in small": {
+        "vocab_size": 100,
+        "bos_token_id": 98,
+        "eos_token_id": 99,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "hidden_act": "quick_gelu",
+    },
+    "gelu": {
+        "vocab_size": 50,
+        "bos_token_id": 48,
+        "eos_token_id": 49,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "hidden_act": "gelu",
+        "max_position_embeddings": 20,
+        "layer_norm_eps": 1e-3,
+    },
+}
+
+
+class Case(NamedTuple):
+    """A text encoder of transformers, its tensors without prefix, its converted weights."""
+
+    upstream: Any
+    state: dict[str, np.ndarray]
+    config: TextConfig
+    params: dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def case(request: pytest.FixtureRequest) -> Case:
+    values = CONFIGS[request.param]
+    upstream = randomised(transformers.CLIPTextModel(transformers.CLIPTextConfig(**values)))
+    state = arrays(upstream.state_dict())
+    state = {name.removeprefix("text_model."): x for name, x in state.items()}
+    config = text_config(values)
+    params = convert(state, TEXT_ENCODER, text_encoder_shapes(config), "upstream")
+    return Case(upstream, state, config, params)
+
+
+def test_last_hidden_state(case: Case) -> None:
+    length, vocabulary = case.config.max_position_embeddings, case.config.vocab_size
+    ids = np.random.default_rng(0).integers(0, vocabulary, (2, length), np.int32)
+    with torch.no_grad():
+        expected = case.upstream(torch.from_numpy(ids)).last_hidden_state
+    found = jax.jit(TextEncoder(case.config).apply)({"params": case.params}, ids)
+    assert relative(found, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("buffer", [False, True])
+def test_names_of_older_files(case: Case, buffer: bool) -> None:
+    """A prefix, and a buffer of positions that is no weight."""
+    positions = {"embeddings.position_ids": np.arange(case.config.max_position_embeddings)[None]}
+    state = case.state | (positions if buffer else {})
+    state = {f"text_model.{name}": x for name, x in state.items()}
+    found = convert(state, TEXT_ENCODER, text_encoder_shapes(case.config), "older")
+    jax.tree.map(np.testing.assert_array_equal, found, case.params)
