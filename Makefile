@@ -5,7 +5,7 @@ PIP_INSTALL := $(RUN) -m pip install --quiet --no-input
 # Without a GPU the CPU build of torch is enough, and gigabytes smaller than the default one.
 TORCH := $(if $(shell command -v nvidia-smi),,torch==2.13.0)
 
-.PHONY: demo test lint conformance bench clean
+.PHONY: demo test lint slow conformance bench clean
 
 demo: $(VENV)/.runtime
 	$(RUN) edit.py --output demo.png
@@ -20,10 +20,13 @@ lint: $(VENV)/.development
 
 conformance: $(VENV)/.development
 	@test -d "$(DIR)" || { echo 'usage: make conformance DIR=folder-of-the-recorded-data' >&2; exit 2; }
-	IE_JAX_GOLDENS="$(abspath $(DIR))" $(RUN) -m pytest -m ""
+	$(RUN) tests/conformance.py "$(DIR)"
+
+slow: $(VENV)/.development
+	$(RUN) -m pytest -m slow
 
 bench: $(VENV)/.development
-	@for script in benchmarks/*.py; do $(RUN) "$$script" || exit; done
+	$(RUN) -m benchmarks.edit
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
