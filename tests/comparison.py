@@ -1,0 +1,190 @@
+"""What counts as equal to a recorded array, and the report. See `docs/conformance.md`."""
+
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+class Verdict(NamedTuple):
+    """A comparison, in words and in a word."""
+
+    error: str
+    tolerance: str
+    ok: bool
+
+
+Comparison = Callable[[np.ndarray, np.ndarray, Arrays], Verdict]
+"""(ours, recorded, all arrays of the record) -> verdict. Both have the same shape."""
+
+
+def exact(ours: np.ndarray, recorded: np.ndarray, record: Arrays) -> Verdict:
+    """No value differs."""
+    differing = np.count_nonzero(ours != recorded)
+    return Verdict(f"{differing} differ", "exact", differing == 0)
+
+
+def absolute(tolerance: float) -> Comparison:
+    """max |ours - recorded|."""
+
+    def compare(ours: np.ndarray, recorded: np.ndarray, record: Arrays) -> Verdict:
+        error = np.abs(ours.astype(np.float64) - recorded).max(initial=0.0)
+        return Verdict(f"{error:.2e} max", f"{tolerance:.0e}", bool(error <= tolerance))
+
+    return compare
+
+
+def relative(tolerance: float, zero: str | float = 0.0) -> Comparison:
+    """|ours - recorded| / |recorded|, Euclidean over the whole array.
+
+    Args:
+        zero: bound of |ours| where all of the recorded array is zero; or the array of the same
+            record whose norm takes the place of |recorded| there.
+    """
+
+    def compare(ours: np.ndarray, recorded: np.ndarray, record: Arrays) -> Verdict:
+        ours, recorded = ours.astype(np.float64), recorded.astype(np.float64)
+        difference = float(np.linalg.norm(ours - recorded))
+        if not recorded.any():
+            bound = zero
+            if isinstance(bound, str):
+                bound = tolerance * float(np.linalg.norm(record.get(bound, 0.0)))
+            why = f"{bound:.1e}, 0 recorded"
+            return Verdict(f"{difference:.2e} L2", why, difference <= bound)
+        error = difference / float(np.linalg.norm(recorded))
+        return Verdict(f"{error:.2e} relL2", f"{tolerance:.0e}", error <= tolerance)
+
+    return compare
+
+
+def where_computed(compare: Comparison) -> Comparison:
+    """Only entries that are not recorded as -1, which stands for "not computed"."""
+
+    def masked(ours: np.ndarray, recorded: np.ndarray, record: Arrays) -> Verdict:
+        computed = recorded != -1
+        if not computed.any():
+            return Verdict("none computed", "-", True)
+        return compare(ours[computed], recorded[computed], record)
+
+    return masked
+
+
+def picture(ours: np.ndarray, recorded: np.ndarray, record: Arrays) -> Verdict:
+    """uint8: truncation may flip a level here and there."""
+    difference = np.abs(ours.astype(int) - recorded.astype(int))
+    levels, share = difference.max(initial=0), np.mean(difference > 0)
+    ok = bool(levels <= 2 and share <= 0.005)
+    return Verdict(f"{levels} levels, {share:.3%}", "2 levels, 0.5%", ok)
+
+
+# An energy below this is nothing to the method itself (SPEC 4).
+NO_ENERGY = 1e-8
+# Times the published strength, 20000, this is 5e-4 of |eps|, about 40.
+NO_GRADIENT = 1e-6
+
+EDIT = "[CDE]*"
+TOLERANCES: tuple[tuple[str, str, Comparison], ...] = (
+    # Cases, arrays, comparison. The first line that fits counts.
+    ("*", "*_u8*", picture),
+    ("*", "*timesteps", exact),
+    ("A_load*", "*_sum", exact),
+    ("A_math*", "guidance_scale_embedding", absolute(4e-3)),
+    ("A_math*", "*", relative(2e-6)),
+    ("A_t*", "input_ids", exact),
+    (EDIT, "*_per_call", exact),
+    (EDIT, "cfg_schedule", exact),
+    (EDIT, "attn_shapes", exact),
+    (EDIT, "has_other", exact),
+    (EDIT, "target_mean_std", relative(2e-6)),
+    (EDIT, "energy_*", relative(2e-4, zero=NO_ENERGY)),
+    (EDIT, "attn_per_map", relative(2e-4, zero=NO_ENERGY)),
+    (EDIT, "grad_total", relative(5e-4, zero="eps_trg")),
+    (EDIT, "grad_norm", relative(5e-4, zero="eps_trg")),
+    (EDIT, "grad_*", relative(5e-4, zero=NO_GRADIENT)),
+    (EDIT, "ratio*", where_computed(relative(2e-4))),
+    (EDIT, "scale", relative(2e-4)),
+    ("E*", "inv_latent*", relative(5e-5)),
+    ("E*", "context_*", relative(5e-5)),
+    ("E*", "cfg_norm", relative(1e-4, zero="eps_inv")),
+    ("E*", "*", relative(1e-4)),
+    (EDIT, "cfg_norm", relative(5e-5, zero="eps_inv")),
+    ("*", "*", relative(5e-5)),
+)
+
+INPUTS: tuple[tuple[str, str], ...] = (
+    # Cases, and what their records hold for the computation to start from.
+    ("A_load*", "*_in_u8"),
+    ("A_math*", "w po_sample po_eps po_pairs pob_sample pob_eps pob_t pob_s"),
+    ("A_math*", "linear_schedule_old_args ms_in_u8 ms_target ms_flat_in_u8"),
+    ("A_unet*", "sample context timesteps w"),
+    ("A_unet*", "batch_sample batch_context batch_timesteps batch_w"),
+    ("A_vae*", "image_u8 decode_in"),
+    ("B_inversion*", "image_u8 context noise"),
+    ("B_generation*", "start context w_per_step"),
+    (EDIT, "image_u8 noise"),
+)
+
+
+def is_input(case: str, array: str) -> bool:
+    """Whether INPUTS lists the array."""
+    return any(
+        fnmatch(case, cases) and any(fnmatch(array, name) for name in names.split())
+        for cases, names in INPUTS
+    )
+
+
+class Report:
+    """Prints a line per array and counts them."""
+
+    def __init__(self) -> None:
+        self.passed = self.failed = 0
+
+    def line(self, case: str, array: str, verdict: Verdict) -> None:
+        """One result."""
+        self.passed += verdict.ok
+        self.failed += not verdict.ok
+        error, tolerance, ok = verdict
+        print(
+            f"{case:<23} {array:<38} {error:<16} {tolerance:<20} {'ok' if ok else 'FAILED'}",
+            flush=True,
+        )
+
+    def compare(self, case: str, ours: Mapping[str, Any], record: Arrays) -> None:
+        """Every array of a record that is not an input."""
+        for array, recorded in record.items():
+            if not is_input(case, array):
+                self.line(case, array, judge(case, array, ours, recorded, record))
+
+    def crashed(self, case: str, error: Exception, record: Arrays) -> None:
+        """Every array of a record that could not be computed."""
+        verdict = crash(error)
+        for array in [name for name in record if not is_input(case, name)] or ["(all)"]:
+            self.line(case, array, verdict)
+
+    def summary(self) -> str:
+        """The last line."""
+        return f"{self.passed} passed, {self.failed} failed"
+
+
+def crash(error: Exception) -> Verdict:
+    """A comparison that did not come about."""
+    return Verdict("-", f"{type(error).__name__}: {error}".partition("\n")[0], False)
+
+
+def judge(
+    case: str, array: str, ours: Mapping[str, Any], recorded: np.ndarray, record: Arrays
+) -> Verdict:
+    """Compare one array by the first fitting line of TOLERANCES."""
+    if array not in ours:
+        return Verdict("-", "unknown array", False)
+    mine = np.asarray(ours[array])
+    if mine.shape != recorded.shape:
+        return Verdict("-", f"shape {mine.shape} is not {recorded.shape}", False)
+    compare = next(c for cases, a, c in TOLERANCES if fnmatch(case, cases) and fnmatch(array, a))
+    try:
+        return compare(mine, recorded, record)
+    except Exception as error:  # a record may hold anything
+        return crash(error)
