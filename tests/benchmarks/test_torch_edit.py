@@ -1,0 +1,49 @@
+"""The PyTorch counterpart computes what ours computes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ie_jax.config import EditConfig, GuiderConfig
+from ie_jax.editing.editor import Editor
+
+REASON = "the PyTorch counterpart needs it: pip install 'ie_jax[dev]'"
+pytest.importorskip("torch", reason=REASON)
+pytest.importorskip("diffusers", reason=REASON)
+
+from benchmarks.torch_edit import TorchEditor  # noqa: E402
+
+SCALES = ((0.0, 20000.0, 20000.0, 20000.0), (0.5,) * 4)
+GUIDERS = tuple(
+    GuiderConfig(name, scale)
+    for name, scale in zip(("self_attn_map_l2", "features_map_l2"), SCALES, strict=True)
+)
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    """The relative L2 error."""
+    assert found.shape == expected.shape
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_computes_the_same_as_the_editor(checkpoints: Path, guided: bool) -> None:
+    config = EditConfig(str(checkpoints), guiders=GUIDERS if guided else ())
+    editor = Editor.from_pretrained(config=config, progress=False)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 128, 128, 3), np.uint8)
+    source, target = "a photo of a cat", "a photo of a dog"
+    inversion = editor.invert(pixels, source)
+    expected = editor.programs["edit"](editor.weights, inversion, *editor.edit_arguments(1, target))
+
+    found = TorchEditor(checkpoints)(
+        pixels,
+        editor.ids([source]),
+        editor.ids([target]),
+        np.asarray(editor.noise(pixels, None)),
+        scales=SCALES if guided else None,
+    )
+    assert relative(found.inversion, np.asarray(inversion.latents)) < 1e-4
+    assert relative(found.latents, np.asarray(expected.latents[:, :, 0])) < 1e-4
+    levels = np.abs(found.pixels.astype(int) - np.asarray(expected.pixels[:, 0]).astype(int))
+    assert levels.max() <= 2
