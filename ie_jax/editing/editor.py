@@ -193,6 +193,8 @@ class Editor:
             isinstance(images, np.ndarray) and images.ndim == 4
         )
         pictures = [self.load(image) for image in images] if several else [self.load(images)]  # type: ignore[arg-type, union-attr]
+        if not pictures:
+            raise UserError("there are no images to edit")
         if len({picture.shape for picture in pictures}) != 1:
             raise UserError("images of one batch must have one size: use fit=crop")
         return np.stack(pictures)

@@ -48,7 +48,7 @@ def refusal(tensors: dict[str, Any]) -> list[str]:
 
 def test_tensors_take_their_places_as_float32() -> None:
     tree = convert(tensors(), TABLE, SHAPES, "file")
-    assert jax.tree.structure(tree) == jax.tree.structure(SHAPES)
+    assert flatten(tree).keys() == flatten(SHAPES).keys()
     assert {x.dtype for x in jax.tree.leaves(tree)} == {np.dtype(np.float32)}
     np.testing.assert_array_equal(tree["layers_0"]["kernel"], [[0, 2, 4], [1, 3, 5]])
     np.testing.assert_array_equal(tree["layers_0"]["bias"], [0, 1, 2])
