@@ -22,6 +22,7 @@ from ie_jax.editing.images import (
     preprocess,
     save_image,
     side_by_side,
+    write_errors,
 )
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole
@@ -101,7 +102,7 @@ def edit(argv: Sequence[str]) -> None:
         if want_panel:
             save_image(side_by_side(panels), panel)
         facts = settings(request, config, stages, result, given)
-        with appearing_whole(record) as file:
+        with write_errors(record), appearing_whole(record) as file:
             file.write((json.dumps(facts, indent=1) + "\n").encode())
     if config.model == RANDOM:
         print(f"model {RANDOM!r}: small and UNTRAINED, so the result is noise; see --model")

@@ -62,11 +62,19 @@ class Program:
     def __call__(self, *args: Any) -> Any:
         leaves, structure = jax.tree.flatten(args)
         key = structure, tuple((x.shape, x.dtype) for x in leaves)
-        if key not in self.compiled:
-            with self.announce(f"compile {self.name}"):
-                self.compiled[key] = self.jitted.lower(*args).compile()
-        with self.announce(self.name):
-            return jax.block_until_ready(self.compiled[key](*args))
+        try:
+            if key not in self.compiled:
+                with self.announce(f"compile {self.name}"):
+                    self.compiled[key] = self.jitted.lower(*args).compile()
+            with self.announce(self.name):
+                return jax.block_until_ready(self.compiled[key](*args))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(
+                f"{self.name}: out of memory: take a smaller --size, fewer edits at once, "
+                "--lora low_rank, or bfloat16 (--precision.param, --precision.compute)"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def check_place(path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}; create it first")
-    with _write_errors(path):
+    with write_errors(path):
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name a file")
         probe = temporary_name(path)
@@ -125,7 +125,7 @@ def save_image(image: np.ndarray, path: str | os.PathLike[str]) -> None:
     _require_rgb(image)
     check_writable(path)
     name, options = _write_format(path)
-    with _write_errors(path), appearing_whole(path) as file:
+    with write_errors(path), appearing_whole(path) as file:
         Image.fromarray(image).save(file, name, **options)
 
 
@@ -237,7 +237,8 @@ def _write_format(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 @contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
+    """Raises UserError where writing the file fails inside."""
     try:
         yield
     except (OSError, ValueError) as error:

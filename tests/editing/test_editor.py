@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ie_jax.config import EditConfig, GuiderConfig, GuiderOptions, RescalingConfig
-from ie_jax.editing.editor import Editor, EditResult, use_compilation_cache
+from ie_jax.editing.editor import Editor, EditResult, Program, use_compilation_cache
 from ie_jax.editing.program import Inversion
 from ie_jax.errors import UserError
 from ie_jax.models.tokenizer import PromptCut
@@ -388,6 +388,14 @@ def test_a_result_of_nan_is_refused(plain: Editor, pipeline: Pipeline) -> None:
         ):
             with pytest.raises(UserError, match="came out as NaN or infinity"):
                 result()
+
+
+def test_running_out_of_memory_is_told_in_one_line() -> None:
+    def wide(x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x, (1 << 45,)) + 1
+
+    with pytest.raises(UserError, match="wide: out of memory: take a smaller --size"):
+        Program("wide", wide, announce)(jnp.ones(1))
 
 
 @pytest.mark.parametrize(
