@@ -31,9 +31,8 @@ from ie_jax.models.execution import dtype
 from ie_jax.models.lora import round_to_fp16
 from ie_jax.models.tokenizer import Tokenizer
 from ie_jax.weights.download import home
-from ie_jax.weights.load import load_pipeline
+from ie_jax.weights.load import grid, load_pipeline
 from ie_jax.weights.pipeline import Pipeline, Weights
-from ie_jax.weights.sources import PUBLISHED
 
 Picture = str | Path | Image.Image | np.ndarray
 Announce = Callable[[str], AbstractContextManager[None]]
@@ -165,10 +164,7 @@ class Editor:
         """
         use_compilation_cache()
         name = config.model if model is None else model
-        source = PUBLISHED.get(name)
-        start, boundaries = (
-            (source.start_timestep, source.boundaries) if source else (0, BOUNDARIES)
-        )
+        start, boundaries = grid(name, config.forward, config.backward)
         # Refuses a schedule that does not fit before gigabytes are fetched.
         schedule_of(config, start, boundaries)
         with announce(f"load {name}"):

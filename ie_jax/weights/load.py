@@ -26,7 +26,7 @@ from ie_jax.weights.pipeline import (
     unflatten_weights,
 )
 from ie_jax.weights.random import random_pipeline
-from ie_jax.weights.sources import PIPELINE_FILES, PUBLISHED, Files
+from ie_jax.weights.sources import PIPELINE_FILES, PUBLISHED, Files, trained_grid
 
 RANDOM = "random"
 FORMAT = 1  # of the cache: raised when conversion changes what it writes
@@ -75,6 +75,15 @@ def load(
         names = ", ".join([RANDOM, *PUBLISHED])
         raise UserError(f"no model or folder named {model!r}: give one of {names}, or a folder")
     return converted(local_files(Path(model), forward=forward, backward=backward))
+
+
+def grid(model: str, forward: str | None, backward: str | None) -> tuple[int, tuple[int, ...]]:
+    """Start timestep and boundaries that a model was trained for; nothing is downloaded."""
+    if model in PUBLISHED:
+        return PUBLISHED[model].start_timestep, PUBLISHED[model].boundaries
+    if model != RANDOM and Path(model).expanduser().is_dir():
+        return trained_grid(local_files(Path(model), forward=forward, backward=backward))
+    return 0, (259, 519, 779, 999)
 
 
 def cache_key(files: Files) -> str:

@@ -1,5 +1,6 @@
 """The published files of the method: which there are, and where they come from."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +95,22 @@ class Files:
     teacher: Path
     forward: Path
     backward: Path
+
+
+def trained_grid(files: Files) -> tuple[int, tuple[int, ...]]:
+    """Start timestep and boundaries that the names of LoRA files tell.
+
+    Published names end in the timesteps before each step, `forward_19_259_519_779` and
+    `reverse_259_519_779_999`. A name without them, as the fine-tuned forward model's, is of the
+    fine-tuned kind: start 0, boundaries 259/519/779/999 (SPEC 2).
+    """
+
+    def timesteps(path: Path) -> tuple[int, ...]:
+        found = re.search(r"((?:_\d+){2,})$", path.stem)
+        return tuple(map(int, found[1].split("_")[1:])) if found else ()
+
+    start = timesteps(files.forward)[:1] or (0,)
+    return start[0], timesteps(files.backward) or (259, 519, 779, 999)
 
 
 def _forward(archive: str) -> ArchivedFile:

@@ -19,7 +19,7 @@ from ie_jax.weights.convert import flatten
 from ie_jax.weights.formats import read_tensors
 from ie_jax.weights.local import local_files
 from ie_jax.weights.pipeline import convert_files, lora_rank, scheduler_betas
-from ie_jax.weights.sources import FINE_TUNED
+from ie_jax.weights.sources import FINE_TUNED, Files, trained_grid
 from tests.weights.server import TEACHER
 
 PEFT = "unet.base_model.model."
@@ -250,3 +250,23 @@ def test_betas_of_the_scheduler() -> None:
 def test_schedules_of_other_kinds_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"^c: "):
         scheduler_betas(change, "c")
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "expected"),
+    [
+        ("finetuned_forward_model", "iCD-SD15-reverse_259_519_779_999", (0, (259, 519, 779, 999))),
+        (
+            "iCD-SD15-forward_19_259_519_779",
+            "iCD-SD15-reverse_259_519_779_999",
+            (19, (259, 519, 779, 999)),
+        ),
+        ("forward_19_339_699", "reverse_339_699_999", (19, (339, 699, 999))),
+        ("my_forward_2", "my_reverse", (0, (259, 519, 779, 999))),
+    ],
+)
+def test_names_tell_the_grid(
+    forward: str, backward: str, expected: tuple[int, tuple[int, ...]]
+) -> None:
+    files = Files(Path(), Path(), Path(f"{forward}.safetensors"), Path(f"{backward}.safetensors"))
+    assert trained_grid(files) == expected
