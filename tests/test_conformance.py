@@ -51,7 +51,7 @@ def copy(goldens: Path, tmp_path: Path) -> Callable[[str, str, Change], Path]:
         with np.load(goldens / f"{case}.npz") as recorded:
             arrays = dict(recorded)
         change(arrays)
-        np.savez(folder / f"{name}.npz", **arrays)  # type: ignore[arg-type]
+        np.savez(folder / f"{name}.npz", **arrays)
         return folder
 
     return make
