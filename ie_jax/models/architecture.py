@@ -120,6 +120,13 @@ class Reader:
             return (1,)
         return tuple(value)
 
+    def names(self, key: str) -> list[str]:
+        value: list[Any] = self.take(key, list)
+        if not all(isinstance(name, str) for name in value):
+            self.problems.append(f"{key} = {value!r} is not a list of names")
+            return []
+        return value
+
     def only(self, key: str, *allowed: Any) -> None:
         """`key` may be absent or hold one of `allowed`."""
         value = self.left.pop(key, allowed[0])
@@ -187,7 +194,7 @@ def unet_config(config: Mapping[str, Any], where: str = "unet/config.json") -> U
     read = Reader(where, config)
     widths = read.widths("block_out_channels")
     groups = read.positive("norm_num_groups", 32)
-    down, up = read.take("down_block_types", list), read.take("up_block_types", list)
+    down, up = read.names("down_block_types"), read.names("up_block_types")
     for key, kinds, known in (
         ("down_block_types", down, DOWN_BLOCKS),
         ("up_block_types", up, UP_BLOCKS),
@@ -205,15 +212,13 @@ def unet_config(config: Mapping[str, Any], where: str = "unet/config.json") -> U
     # Upstream reads the heads from num_attention_heads, or where that is null from the
     # misnamed attention_head_dim.
     misnamed = read.left.pop("attention_head_dim", 8)
-    heads = read.left.pop("num_attention_heads", None) or misnamed
-    heads = [heads] * len(widths) if isinstance(heads, int) else heads
+    given = read.left.pop("num_attention_heads", None) or misnamed
+    heads = given if isinstance(given, list) else [given] * len(widths)
     read.require(
-        isinstance(heads, list)
-        and len(heads) == len(widths)
-        and all(
-            type(h) is int and h > 0 and w % h == 0 for h, w in zip(heads, widths, strict=True)
-        ),
-        f"attention heads {heads!r} do not divide block_out_channels {list(widths)}",
+        len(heads) == len(widths)
+        and all(type(h) is int and h > 0 for h in heads)
+        and not any(w % h for h, w in zip(heads, widths, strict=True)),
+        f"attention heads {given!r} do not divide block_out_channels {list(widths)}",
     )
     read.require(
         all(w % groups == 0 for w in widths),

@@ -47,7 +47,8 @@ class LowRank(nn.Module):
             low = self.linear(x, down.astype(compute))
             y += lora_scale(down.shape[-1]) * self.pointwise(low, up.astype(compute))
         if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, (self.features,), param).astype(compute)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), param)
+            y += jnp.broadcast_to(bias.astype(compute), y.shape)
         return y
 
 

@@ -81,7 +81,7 @@ class TextEncoder(nn.Module):
 
         tokens = embedding("token_embedding", config.vocab_size)
         positions = embedding("position_embedding", config.max_position_embeddings)
-        x = tokens[ids] + positions[: ids.shape[1]]
+        x = tokens[ids] + positions[None, : ids.shape[1]]
         for i in range(config.num_hidden_layers):
             x = EncoderLayer(config, precision, name=f"layers_{i}")(x)
         x = layer_norm("final_layer_norm", precision, config.layer_norm_eps)(x)

@@ -55,9 +55,11 @@ class Tokenizer:
         count = len(encoded["input_ids"])
         if count > length:
             end = encoded["offset_mapping"][length - 2][1]  # the last place is the end token's
-            word = (prompt[:end].split() or [""])[-1]
+            rest = prompt[end:].partition(" ")[0]
+            word = (prompt[:end] + rest).split()[-1]
+            place = "inside" if rest else "after"
             warnings.warn(
-                f"the prompt has {count} tokens and is cut to {length}, after the word {word!r}",
+                f"the prompt has {count} tokens and is cut to {length}, {place} the word {word!r}",
                 PromptCut,
                 stacklevel=3,
             )

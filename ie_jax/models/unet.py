@@ -42,7 +42,7 @@ def sinusoidal_embedding(
     # rounded to float32 as in the reference, the exponential is not rounded twice.
     rate = np.float32(math.log(10000)) / np.float32(half - freq_shift)
     frequencies = np.exp(np.float64(-rate * np.arange(half, dtype=np.float32)))
-    angle = t.astype(jnp.float32)[:, None] * frequencies.astype(np.float32)
+    angle = t.astype(jnp.float32)[:, None] * frequencies.astype(np.float32)[None]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     return jnp.concatenate([cos, sin] if flip_sin_to_cos else [sin, cos], axis=-1)
 

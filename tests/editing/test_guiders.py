@@ -33,9 +33,9 @@ def plain_difference(q1: Any, k1: Any, q2: Any, k2: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("chunk", [0, 1, 4, 5, 12])
 def test_map_difference(chunk: int) -> None:
-    parts = [heads(i) for i in range(4)]
+    q1, k1, q2, k2 = (heads(i) for i in range(4))
     np.testing.assert_allclose(
-        map_difference(*parts, query_chunk=chunk), plain_difference(*parts), rtol=1e-4
+        map_difference(q1, k1, q2, k2, chunk), plain_difference(q1, k1, q2, k2), rtol=1e-4
     )
 
 

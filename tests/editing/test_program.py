@@ -92,7 +92,7 @@ def test_values_never_retrace() -> None:
     w, pixels, source, target, noise, schedule, strength, match = arguments()
     program(w, pixels, source, target, noise, schedule, strength, match)
     changed = (
-        w.replace(forward=jax.tree.map(lambda x: 2 * x, w.forward)),  # type: ignore[attr-defined]
+        w.replace(forward=jax.tree.map(lambda x: 2 * x, w.forward)),
         255 - pixels,
         source + 1,
         target + 2,
@@ -121,7 +121,7 @@ def test_latents_differentiate_with_respect_to_both_loras() -> None:
 
     def loss(step: jax.Array) -> jax.Array:
         forward, backward = jax.tree.map(lambda x, d: x + step * d, loras, direction)
-        moved = w.replace(forward=forward, backward=backward)  # type: ignore[attr-defined]
+        moved = w.replace(forward=forward, backward=backward)
         _, edit = edit_images(models, moved, *rest)
         return jnp.mean(edit.latents[-1] ** 2)
 
