@@ -303,6 +303,9 @@ def edit_images(
 ) -> tuple[Inversion, Edit]:
     """The whole edit as one program: encode, invert, generate (guided), decode."""
     inversion = invert_images(models, weights, pixels, source_ids, noise, schedule)
+    # The backward model's weights are merged after the forward model's are gone, not beside them.
+    backward, inversion = lax.optimization_barrier((weights.backward, inversion))
+    weights = replace(weights, backward=backward)
     return inversion, edit_inversion(
         models, weights, inversion, target_ids, schedule, strength, match
     )
