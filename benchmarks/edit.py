@@ -47,9 +47,9 @@ from ie_jax.weights.pipeline import Architecture
 
 SOURCE, TARGET = "a red ball on a green field", "a blue ball on a green field"
 SCALES = ((0.0, 20000.0, 20000.0, 20000.0), (0.5,) * 4)
-GUIDERS = tuple(
-    GuiderConfig(name, scale)
-    for name, scale in zip(("self_attn_map_l2", "features_map_l2"), SCALES, strict=True)
+GUIDERS = (
+    GuiderConfig("self_attn_map_l2", SCALES[0]),
+    GuiderConfig("features_map_l2", SCALES[1]),
 )
 STEPS = 4
 Mode = Literal["plain", "guided"]
@@ -96,10 +96,11 @@ class Ours:
         self.program = function.lower(*self.arguments).compile()
         compiled = time.perf_counter()
         self.edit()
+        memory = self.program.memory_analysis()
         self.start = Start(
             compiled - start,
             time.perf_counter() - compiled,
-            self.program.memory_analysis().temp_size_in_bytes,
+            memory.temp_size_in_bytes if memory else None,
         )
 
     def edit(self) -> np.ndarray:
@@ -325,8 +326,7 @@ def table(results: dict[Mode, dict[str, Any]]) -> Iterator[str]:
     for mode, facts in results.items():
         for name in PROGRAMS:
             if name in facts:
-                line = [mode, name, *cells(facts, facts["tflop"], name)]
-                yield "| " + " | ".join(line) + " |"
+                yield "| " + " | ".join([mode, name, *cells(facts, facts["tflop"], name)]) + " |"
     yield ""
     for mode, facts in results.items():
         line = f"{mode}: {facts['tflop']:.3g} TFLOP"
@@ -409,7 +409,7 @@ def main(argv: Sequence[str]) -> None:
     options = parse(argv)
     device = device_facts()
     jax.config.update("jax_platforms", "cpu")  # this process leaves the accelerator to the others
-    dtype = options.dtype or ("bfloat16" if device["platform"] == "gpu" else "float32")
+    dtype: DType = options.dtype or ("bfloat16" if device["platform"] == "gpu" else "float32")
     modes = MODES if options.edits == "both" else (options.edits,)
     with model_folder(options.model) as model:
         arch = load_pipeline(model, offline=True).architecture  # converts where it must

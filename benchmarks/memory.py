@@ -36,9 +36,9 @@ from ie_jax.weights.pipeline import Architecture, Weights, architecture
 RANK = 64
 H100 = Path(__file__).parent / "targets/h100.textproto"
 BACKENDS = {"cpu": "cpu", "cuda": "gpu", "tpu": "tpu"}
-COMPILER_OPTIONS = {
+COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
     # The kernels' machine code is never run, and cuBLAS's products need none: minutes less.
-    "cuda": {"xla_backend_optimization_level": 0, "xla_gpu_enable_triton_gemm": False}
+    "cuda": {"xla_backend_optimization_level": "0", "xla_gpu_enable_triton_gemm": False}
 }
 GUIDERS = {
     "both": ("self_attn_map_l2", "features_map_l2"),
@@ -135,7 +135,7 @@ def argument_shapes(setting: Setting, models: Models) -> tuple[Any, ...]:
     side, channels = setting.size // arch.vae.factor, arch.vae.latent_channels
     tokens = arch.text.max_position_embeddings
     schedule = jax.eval_shape(make_schedule)
-    shape = jax.ShapeDtypeStruct
+    shape: Any = jax.ShapeDtypeStruct
     strength = Strength(
         shape((len(models.guiders), schedule.steps), jnp.float32),
         shape((), jnp.float32),

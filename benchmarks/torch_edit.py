@@ -20,6 +20,7 @@ import diffusers
 import numpy as np
 import torch
 import transformers
+from torch import Tensor
 
 from ie_jax.diffusion.schedule import BOUNDARIES, GUIDANCE, cumulative_alphas
 from ie_jax.editing.guidance import NEGLIGIBLE
@@ -31,7 +32,6 @@ for library in (diffusers, transformers):
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
 
-Tensor = torch.Tensor
 PEFT = "unet.base_model.model."
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ie_jax.config import EditConfig, GuiderConfig
+from benchmarks.edit import GUIDERS, SCALES
+from ie_jax.config import EditConfig
 from ie_jax.editing.editor import Editor
 
 REASON = "the PyTorch counterpart needs it: pip install 'ie_jax[dev]'"
@@ -14,12 +15,6 @@ pytest.importorskip("diffusers", reason=REASON)
 
 from benchmarks.torch_edit import TorchEditor  # noqa: E402
 
-SCALES = ((0.0, 20000.0, 20000.0, 20000.0), (0.5,) * 4)
-GUIDERS = tuple(
-    GuiderConfig(name, scale)
-    for name, scale in zip(("self_attn_map_l2", "features_map_l2"), SCALES, strict=True)
-)
-
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:
     """The relative L2 error."""
@@ -27,7 +22,7 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("guided", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_computes_the_same_as_the_editor(checkpoints: Path, guided: bool) -> None:
     config = EditConfig(str(checkpoints), guiders=GUIDERS if guided else ())
     editor = Editor.from_pretrained(config=config, progress=False)
