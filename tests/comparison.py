@@ -92,6 +92,7 @@ TOLERANCES: tuple[tuple[str, str, Comparison], ...] = (
     ("*", "*timesteps", exact),
     ("A_load*", "*_sum", exact),
     ("A_math*", "guidance_scale_embedding", absolute(4e-3)),
+    ("A_math*", "linear_schedule*", exact),
     ("A_math*", "*", relative(2e-6)),
     ("A_t*", "input_ids", exact),
     (EDIT, "*_per_call", exact),

@@ -266,6 +266,11 @@ def load_case(recording: Recording, case: str, record: Arrays) -> Ours:
     return ours
 
 
+def as_written(x: np.ndarray) -> np.ndarray:
+    """float32 as the decimals that were written: 0.8, not 0.800000011920929."""
+    return np.array([float(str(value)) for value in x.ravel()]).reshape(x.shape)
+
+
 def math_case(recording: Recording, case: str, record: Arrays) -> Ours:
     """Schedules, the consistency step, the embedding of w, the statistics match."""
     abar = recording.schedule(BOUNDARIES).abar
@@ -283,7 +288,7 @@ def math_case(recording: Recording, case: str, record: Arrays) -> Ours:
     return {
         "alphas_cumprod": abar,
         "guidance_scale_embedding": guidance_embedding(jnp.asarray(record["w"]), features),
-        "linear_schedule_old": dynamic_guidance(*record["linear_schedule_old_args"].T),
+        "linear_schedule_old": dynamic_guidance(*as_written(record["linear_schedule_old_args"]).T),
         "po_out": step("po", *record["po_pairs"].T),
         "pob_out": step("pob", record["pob_t"], record["pob_s"]),
         "ms_flat_out_u8": match("ms_flat_in_u8", -1),

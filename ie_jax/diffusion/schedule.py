@@ -100,10 +100,10 @@ def make_schedule(
 
 
 def dynamic_guidance(
-    t: Float[Array, "..."], w: float, tau1: float, tau2: float
-) -> Float[Array, "..."]:
-    """Invertible-CD's guidance schedule: w below tau1, 0 above tau2, linear between, where t/1000
-    is compared. With tau1 = tau2 a step, at which w holds."""
-    u = jnp.asarray(t, jnp.float32) / 1000.0
-    ramp = (tau2 - u) / jnp.where(tau2 == tau1, 1.0, tau2 - tau1)
-    return w * jnp.where(u <= tau1, 1.0, jnp.where(u >= tau2, 0.0, ramp))
+    t: Float[np.ndarray, "..."], w: float, tau1: float, tau2: float
+) -> Float[np.ndarray, "..."]:
+    """Invertible-CD's guidance schedule, float32: w up to tau1, 0 from tau2 on, linear between,
+    where t/1000 is compared. With tau1 = tau2 a step, at which w holds."""
+    u = np.asarray(t, np.float64) / 1000.0
+    ramp = (tau2 - u) / np.where(tau2 == tau1, 1.0, tau2 - tau1)
+    return np.asarray(w * np.where(u <= tau1, 1.0, np.where(u >= tau2, 0.0, ramp)), np.float32)
