@@ -27,6 +27,7 @@ slow: $(VENV)/.development
 
 bench: $(VENV)/.development
 	$(RUN) -m benchmarks.edit
+	$(RUN) -m benchmarks.memory
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

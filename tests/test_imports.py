@@ -71,3 +71,14 @@ def test_the_runtime_needs_neither_torch_nor_tensorflow() -> None:
         "import ie_jax.editing.command"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
+def test_the_editor_is_at_the_top() -> None:
+    import ie_jax
+    from ie_jax.config import EditConfig
+    from ie_jax.editing.editor import Editor
+
+    assert ie_jax.Editor is Editor
+    assert ie_jax.EditConfig is EditConfig
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = ie_jax.nothing

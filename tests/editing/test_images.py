@@ -27,7 +27,6 @@ from ie_jax.editing.images import (
 )
 from ie_jax.errors import UserError
 
-GOLDENS = os.environ.get("IE_JAX_GOLDENS")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
@@ -53,10 +52,9 @@ def refusal(path: Path) -> str:
 # --- preprocess ---
 
 
-@pytest.mark.skipif(GOLDENS is None, reason="IE_JAX_GOLDENS names no folder of recorded data")
 @pytest.mark.parametrize("name", ["wide", "tall"])
-def test_crop_is_the_published_preparation(name: str) -> None:
-    with np.load(Path(str(GOLDENS)) / "A_load512.npz") as recorded:
+def test_crop_is_the_published_preparation(name: str, goldens: Path) -> None:
+    with np.load(goldens / "A_load512.npz") as recorded:
         out = preprocess(recorded[f"{name}_in_u8"], 512)
         np.testing.assert_array_equal(out[::8, ::8], recorded[f"{name}_out_u8_every8"])
         rows = out[[0, 1, 100, 255, 256, 510, 511]]
