@@ -214,7 +214,7 @@ def flops(arch: Architecture, size: int) -> dict[Mode, float]:
     """Floating-point operations of an edit, from the networks' products and convolutions.
 
     Plain: encode, 4 inversion and 4 generation calls, decode. Guided: each generation step has
-    three calls and the backward passes of two of them, each counted as another call (SPEC 4).
+    three calls and the backward passes of two of them, each counted as another call (method 4).
     """
     execution = Execution(attention="explicit", query_chunk=0)
     side = size // arch.vae.factor

@@ -23,7 +23,7 @@ from ie_jax.weights.random import byte_vocabulary, write_byte_tokenizer
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
 GUIDANCE_FEATURES = 512
 ALPHA = 8
-# Ends of the names of the modules that carry LoRA (SPEC 1).
+# Ends of the names of the modules that carry LoRA (method 1).
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
     *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"),

@@ -51,7 +51,7 @@ class GuiderConfig:
 
 @dataclass(frozen=True)
 class RescalingConfig:
-    """How the guiders' gradient is scaled to the size of the guidance term (SPEC 4)."""
+    """How the guiders' gradient is scaled to the size of the guidance term (method 4)."""
 
     type: Literal["range_other_on_cfg_norm", "identity_rescaler"] = "range_other_on_cfg_norm"
     """range_other_on_cfg_norm: clip the ratio of norms. identity_rescaler: leave the gradient."""

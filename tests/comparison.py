@@ -80,7 +80,7 @@ def picture(ours: np.ndarray, recorded: np.ndarray, record: Arrays) -> Verdict:
     return Verdict(f"{levels} levels, {share:.3%}", "2 levels, 0.5%", ok)
 
 
-# An energy below this is nothing to the method itself (SPEC 4).
+# An energy below this is nothing to the method itself (method 4).
 NO_ENERGY = 1e-8
 # Times the published strength, 20000, this is 5e-4 of |eps|, about 40.
 NO_GRADIENT = 1e-6

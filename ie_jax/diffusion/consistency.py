@@ -1,4 +1,4 @@
-"""The consistency step: from z_t to the boundary s of its segment (SPEC 2)."""
+"""The consistency step: from z_t to the boundary s of its segment (method 2)."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int

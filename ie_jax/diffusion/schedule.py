@@ -18,7 +18,7 @@ BETAS = (0.00085, 0.012, 1000)
 def cumulative_alphas(
     betas: tuple[float, float, int] = BETAS,
 ) -> Float[np.ndarray, " T"]:
-    """abar_t of the scaled linear schedule (SPEC 1), float32.
+    """abar_t of the scaled linear schedule (method 1), float32.
 
     Args:
         betas: first beta, last beta, number of timesteps.

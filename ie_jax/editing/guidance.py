@@ -1,4 +1,4 @@
-"""From energies to the guided noise prediction: gradient, rescaling, addition (SPEC 4)."""
+"""From energies to the guided noise prediction: gradient, rescaling, addition (method 4)."""
 
 from collections.abc import Callable
 

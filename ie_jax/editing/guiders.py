@@ -48,7 +48,7 @@ def map_difference(
 def self_attention_energy(
     source: Out, inversion: Out, target: Out, query_chunk: int = QUERY_CHUNK
 ) -> Energy:
-    """Sum over all self-attention layers of mean((A_src - A_inv)²) (SPEC 4)."""
+    """Sum over all self-attention layers of mean((A_src - A_inv)²) (method 4)."""
     pairs = zip(source["queries_keys"], inversion["queries_keys"], strict=True)
     return sum(
         (map_difference(q1, k1, q2, k2, query_chunk) for (q1, k1), (q2, k2) in pairs),
@@ -57,7 +57,7 @@ def self_attention_energy(
 
 
 def feature_energy(source: Out, inversion: Out, target: Out, block: str = "up") -> Energy:
-    """mean((F_trg - F_inv)²) of the features of one block: up, down or mid (SPEC 4).
+    """mean((F_trg - F_inv)²) of the features of one block: up, down or mid (method 4).
 
     Raises:
         UserError: the network is too small to have that block.

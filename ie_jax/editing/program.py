@@ -192,7 +192,7 @@ def guided_generation(
     schedule: Schedule,
     strength: Strength,
 ) -> tuple[Float[Array, "n m h w c"], StepRecord]:
-    """Generation under the target prompts, guided towards the inversion (SPEC 4).
+    """Generation under the target prompts, guided towards the inversion (method 4).
 
     The target and the source pass of a step are one call of twice the batch.
 

@@ -19,7 +19,7 @@ TARGETS = re.compile(
     r"(to_q|to_k|to_v|to_out_0|proj_in|proj_out|net_0/proj|net_2|conv1|conv2|conv_shortcut"
     r"|downsamplers_0/conv|upsamplers_0/conv|time_emb_proj)$"
 )
-"""Ends of the module paths of the UNet that carry LoRA (SPEC 1)."""
+"""Ends of the module paths of the UNet that carry LoRA (method 1)."""
 
 
 def lora_scale(rank: int) -> float:

@@ -48,7 +48,7 @@ def sinusoidal_embedding(
 
 
 def guidance_embedding(w: Float[Array, " b"], features: int) -> Float[Array, "b f"]:
-    """The embedding of the guidance scale: 1000 w under the sinusoids, sines first (SPEC 1)."""
+    """The embedding of the guidance scale: 1000 w under the sinusoids, sines first (method 1)."""
     return sinusoidal_embedding(1000.0 * w, features, flip_sin_to_cos=False, freq_shift=1.0)
 
 
@@ -277,7 +277,7 @@ class UNetBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """eps(z, t, w, c), SPEC 1.
+    """eps(z, t, w, c), method 1.
 
     Height and width of z must divide by 2 to the number of down blocks less one.
     """

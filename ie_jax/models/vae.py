@@ -148,7 +148,7 @@ class VAE(nn.Module):
         self, x: Float[Array, "b H W 3"], noise: Float[Array, "b h w c"] | None = None
     ) -> Float[Array, "b h w c"]:
         """Image in [-1, 1] to scaled latent: the posterior mean, or with standard normal `noise`
-        a sample of the posterior (SPEC 1)."""
+        a sample of the posterior (method 1)."""
         mean, std = self.moments(x)
         z = mean if noise is None else mean + std * noise
         return (z * self.config.scaling_factor).astype(dtype(self.precision.output))

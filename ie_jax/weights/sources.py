@@ -60,7 +60,7 @@ class Source:
     """A published pair of consistency models, and the grid it was trained on.
 
     `start_timestep` is where inversion starts; `boundaries` are the ascending segment ends in
-    diffusion timesteps 0..999 (SPEC, "published alternatives").
+    diffusion timesteps 0..999 (method 2).
     """
 
     name: str
@@ -102,7 +102,7 @@ def trained_grid(files: Files) -> tuple[int, tuple[int, ...]]:
 
     Published names end in the timesteps before each step, `forward_19_259_519_779` and
     `reverse_259_519_779_999`. A name without them, as the fine-tuned forward model's, is of the
-    fine-tuned kind: start 0, boundaries 259/519/779/999 (SPEC 2).
+    fine-tuned kind: start 0, boundaries 259/519/779/999 (method 2).
     """
 
     def timesteps(path: Path) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from ie_jax.errors import UserError
 
 @pytest.mark.slow
 def test_counts_the_work_of_sd15() -> None:
-    """SPEC 4: about 10 TFLOP for a plain edit at 512 px, about 23 for a guided one."""
+    """method 4: about 10 TFLOP for a plain edit at 512 px, about 23 for a guided one."""
     found = edit.flops(architecture_of("sd15"), 512)
     assert found["plain"] == pytest.approx(8 * 0.80e12 + 1.12e12 + 2.51e12, rel=0.02)
     assert found["guided"] == pytest.approx(24 * 0.80e12 + 1.12e12 + 2.51e12, rel=0.02)

@@ -68,7 +68,7 @@ def test_noise_levels() -> None:
     assert ABAR.shape == (1000,)
     assert ABAR.dtype == jnp.float32
     assert np.all(np.diff(ABAR) < 0)
-    np.testing.assert_allclose(jnp.sqrt(1 - ABAR[0]), 0.0292, atol=1e-4)  # sigma_0, SPEC 2
+    np.testing.assert_allclose(jnp.sqrt(1 - ABAR[0]), 0.0292, atol=1e-4)  # sigma_0, method 2
 
 
 def test_step_returns_to_the_clean_latent() -> None:

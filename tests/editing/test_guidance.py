@@ -1,4 +1,4 @@
-"""Rescaling and its edges (SPEC 4)."""
+"""Rescaling and its edges (method 4)."""
 
 import jax
 import jax.numpy as jnp
