@@ -3,7 +3,7 @@
     editor = TorchEditor(Path("models"), device="cuda", dtype="bfloat16")
     edit = editor(pixels, source_ids, target_ids, noise, scales=scales)
 
-It is the plain way to write the method there (method 2 and 4): each model is the distilled UNet with
+It is the plain way to write it there (method 2 and 4): each model is the distilled UNet with
 its LoRA merged, the three passes of a guided step follow one another, self-attention keeps its
 whole maps where they are compared, and autograd gives the gradient. Attention that is not compared
 runs on PyTorch's fused kernel.
