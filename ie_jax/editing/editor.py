@@ -368,12 +368,14 @@ def require_finite(finite: jax.Array) -> None:
 def place(weights: Weights, config: EditConfig) -> Weights:
     """Weights on the device, in the config's types; LoRA in float32, rounded if asked for."""
 
+    # On the host: on the device each shape would be a small compilation of its own.
     def cast(tree: Any, name: Any) -> Any:
-        return jax.tree.map(lambda x: jnp.asarray(x, dtype(name)), tree)
+        return jax.tree.map(lambda x: jnp.asarray(np.asarray(x, dtype(name))), tree)
 
     def lora(tree: Any) -> Any:
-        tree = cast(tree, "float32")
-        return round_to_fp16(tree) if config.round_lora else tree
+        tree = jax.tree.map(np.asarray, tree)
+        with np.errstate(over="ignore"):
+            return cast(round_to_fp16(tree) if config.round_lora else tree, "float32")
 
     return Weights(
         unet=cast(weights.unet, config.precision.param),
