@@ -245,7 +245,7 @@ def replay(
         return jnp.stack(energies), {"trg": of_trg, "src": of_src}
 
     energies, pull_back, seen = jax.vjp(passes, z, has_aux=True)
-    one_at_a_time = jnp.eye(len(energies))[:, :, None] * jnp.ones(n)
+    one_at_a_time = jnp.eye(len(energies))[:, :, None] * jnp.ones((1, 1, n))
     gradients = lax.map(lambda chosen: pull_back(chosen)[0], one_at_a_time)
     layers = zip(seen["src"][1]["queries_keys"], inv[1]["queries_keys"], strict=True)
     per_map = jnp.stack([map_difference(*one, *other) for one, other in layers], axis=1)
