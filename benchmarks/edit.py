@@ -38,12 +38,12 @@ from ie_jax.editing.program import edit_images
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole
 from ie_jax.models.execution import DType, Execution, Precision
+from ie_jax.models.networks import Architecture
 from ie_jax.models.shapes import text_encoder_shapes, unet_shapes, vae_shapes
 from ie_jax.models.text_encoder import TextEncoder
 from ie_jax.models.unet import UNet
 from ie_jax.models.vae import VAE
 from ie_jax.weights.load import load_pipeline
-from ie_jax.weights.pipeline import Architecture
 
 SOURCE, TARGET = "a red ball on a green field", "a blue ball on a green field"
 SCALES = ((0.0, 20000.0, 20000.0, 20000.0), (0.5,) * 4)

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout need not be ins
 
 from ie_jax.diffusion.consistency import consistency_step, per_image
 from ie_jax.diffusion.schedule import BOUNDARIES, Schedule, dynamic_guidance, make_schedule
-from ie_jax.diffusion.trajectory import Trajectory, generate, invert
+from ie_jax.diffusion.trajectory import Trajectory, generate, invert, with_text
 from ie_jax.editing import program
 from ie_jax.editing.editor import use_compilation_cache
 from ie_jax.editing.guidance import NEGLIGIBLE, StepRecord, Strength, norm, rescale_factor
@@ -42,6 +42,7 @@ from ie_jax.errors import UserError
 from ie_jax.models.attention import probabilities
 from ie_jax.models.execution import Execution, Precision
 from ie_jax.models.lora import merge, round_to_fp16
+from ie_jax.models.networks import denoiser, encode_text, vae
 from ie_jax.models.tokenizer import PromptCut, Tokenizer
 from ie_jax.models.unet import UNet, guidance_embedding, sinusoidal_embedding
 from ie_jax.weights.local import local_files
@@ -163,20 +164,20 @@ class Recording:
 
 # --- Programs that several cases share -----------------------------------------------------------
 
-encode_text = jax.jit(program.encode_text, static_argnums=0)
+embed = jax.jit(encode_text, static_argnums=0)
 edit_images = jax.jit(program.edit_images, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def decode(models: Models, weights: Weights, z: Any) -> Any:
     """Latents to images in [-1, 1], not clamped."""
-    return program.vae(models).apply({"params": weights.vae}, z, method="decode")
+    return vae(models).apply({"params": weights.vae}, z, method="decode")
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def encode(models: Models, weights: Weights, pixels: Any) -> Ours:
     """Pixels to the posterior, before and after clamping, and to the latent."""
-    (mean, std), seen = program.vae(models).apply(
+    (mean, std), seen = vae(models).apply(
         {"params": weights.vae},
         from_uint8(pixels),
         method="moments",
@@ -204,7 +205,7 @@ def run_inversion(
 ) -> tuple[Any, Trajectory]:
     """The clean latent, and the steps of inversion with their eps."""
     z = program.encode_image(models, weights, pixels)
-    eps = program.with_text(program.denoiser(models, weights.unet, weights.forward), context)
+    eps = with_text(denoiser(models, weights.unet, weights.forward), context)
     return z, invert(eps, z, noise, schedule, models.execution.unrolled)
 
 
@@ -213,7 +214,7 @@ def run_generation(
     models: Models, weights: Weights, start: Any, context: Any, schedule: Schedule
 ) -> Trajectory:
     """The steps of generation without guiders."""
-    eps = program.with_text(program.denoiser(models, weights.unet, weights.backward), context)
+    eps = with_text(denoiser(models, weights.unet, weights.backward), context)
     return generate(eps, start, schedule, models.execution.unrolled)
 
 
@@ -232,7 +233,7 @@ def replay(
         (eps, out) of each pass; `gradients` of the unweighted energies (guiders, n, h, w, c);
         `attn_per_map` (n, maps).
     """
-    network = program.denoiser(models, weights.unet, weights.backward, ("features", "queries_keys"))
+    network = denoiser(models, weights.unet, weights.backward, ("features", "queries_keys"))
     n, t, w = len(z), schedule.backward_t, schedule.guidance
     src, trg = (jnp.repeat(context, n, axis=0) for context in (src, trg))
     inv = network(z_inv, t, 0 * w, src)
@@ -301,7 +302,7 @@ def text_case(recording: Recording, case: str, record: Arrays) -> Ours:
     ids = recording.ids(recording.json("A_prompts" if case == "A_text" else case))
     ours: Ours = {"input_ids": ids}
     if "last_hidden_state" in record:
-        ours["last_hidden_state"] = encode_text(recording.models, recording.weights, ids)
+        ours["last_hidden_state"] = embed(recording.models, recording.weights.text_encoder, ids)
     return ours
 
 
@@ -382,7 +383,7 @@ def inversion_case(recording: Recording, case: str, record: Arrays) -> Ours:
     pixels, noise = record["image_u8"][None], nhwc(record["noise"])
     clean, path = run_inversion(models, weights, pixels, record["context"], noise, schedule)
     return {
-        "uncond_context": encode_text(models, weights, recording.ids([""])),
+        "uncond_context": embed(models, weights.text_encoder, recording.ids([""])),
         "start_latent": nchw(clean),
         "noised_latent": nchw(path.start),
         "latents": nchw(path.latents[:, 0]),
@@ -449,7 +450,7 @@ def edit_case(recording: Recording, case: str, record: Arrays) -> Ours:
     )
     path, paired = edit.latents[:, 0, 0], inversion.latents[:0:-1, 0]
     entering = jnp.concatenate([paired[:1], path[:-1]])
-    contexts = encode_text(models, weights, ids)
+    contexts = embed(models, weights.text_encoder, ids)
     replayed = replace(models, guiders=recording.guiders)
     seen = replay(replayed, weights, entering, paired, schedule, contexts[1:2], contexts[2:])
     eps = {name: seen[name][0] for name in ("trg", "src", "inv")}

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Latents = Float[Array, "b h w c"]
+from ie_jax.models.networks import Latents
 
 
 def per_image(x: Float[Array, " b"]) -> Float[Array, "b 1 1 1"]:

@@ -9,9 +9,15 @@ from jaxtyping import Array, Float, Int
 
 from ie_jax.diffusion.consistency import Latents, add_noise, consistency_step
 from ie_jax.diffusion.schedule import Schedule
+from ie_jax.models.networks import Context, Network
 
 Denoiser = Callable[[Latents, Int[Array, " b"], Float[Array, " b"]], Latents]
 """(z_t, t, w) -> eps, with weights and text already given."""
+
+
+def with_text(network: Network, context: Context) -> Denoiser:
+    """A denoiser for one text."""
+    return lambda z, t, w: network(z, t, w, context)[0]
 
 
 class Trajectory(NamedTuple):

@@ -9,9 +9,8 @@ function, and each composition of them, is one program under `jax.jit`, and diff
 A batch is b images; an inversion is edited e times, each with its own prompt and strength.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,34 +20,19 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from ie_jax.diffusion.consistency import Latents, consistency_step
 from ie_jax.diffusion.schedule import Schedule
-from ie_jax.diffusion.trajectory import Denoiser, generate, invert, per_step
+from ie_jax.diffusion.trajectory import generate, invert, per_step, with_text
 from ie_jax.editing.guidance import StepRecord, Strength, guide
 from ie_jax.editing.guiders import Guider
 from ie_jax.editing.statistics import Pixels, from_uint8, match_statistics, mean_std, to_uint8
-from ie_jax.models.execution import Execution, Precision
-from ie_jax.models.lora import merge
-from ie_jax.models.text_encoder import TextEncoder
-from ie_jax.models.unet import Collect, Out, UNet
-from ie_jax.models.vae import VAE
-from ie_jax.weights.pipeline import Architecture, Weights
-
-Tokens = Int[Array, "*be n"]
-Context = Float[Array, "b n c"]
-FullDenoiser = Callable[[Latents, Array, Array, Context], tuple[Latents, Out]]
+from ie_jax.models.networks import Context, Network, Networks, denoiser, encode_text, vae
+from ie_jax.models.unet import Out
+from ie_jax.weights.pipeline import Weights
 
 
 @dataclass(frozen=True)
-class Models:
-    """What is fixed when a program is compiled."""
+class Models(Networks):
+    """What is fixed when a program of this module is compiled."""
 
-    architecture: Architecture
-    precision: Precision = Precision()
-    vae_precision: Precision = Precision()
-    execution: Execution = Execution()
-    """Resolved (see `Execution.resolve`)."""
-    lora: Literal["merge", "low_rank"] = "merge"
-    """merge: each program adds a LoRA to the base before its steps. low_rank: each layer adds the
-    low-rank path, which holds no second copy of the weights but computes more."""
     guiders: tuple[Guider, ...] = ()
 
 
@@ -78,41 +62,6 @@ class Edit:
     """Per step, leaves (n, ..., b, e); None without guiders."""
 
 
-def denoiser(
-    models: Models, base: Any, lora: Any, collect: tuple[Collect, ...] = ()
-) -> FullDenoiser:
-    """(z, t, w, context) -> (eps, out) of the base with a LoRA."""
-    unet = UNet(models.architecture.unet, models.precision, models.execution, collect)
-    if models.lora == "merge":
-        variables = {"params": merge(base, lora)}
-    else:
-        variables = {"params": base, "lora": lora}
-
-    def call(z: Latents, t: Array, w: Array, context: Context) -> tuple[Latents, Out]:
-        result: tuple[Latents, Out] = unet.apply(variables, z, t, w, context)  # type: ignore[assignment]
-        return result
-
-    return jax.checkpoint(call) if models.execution.remat_call else call
-
-
-def with_text(network: FullDenoiser, context: Context) -> Denoiser:
-    """A denoiser for one text."""
-    return lambda z, t, w: network(z, t, w, context)[0]
-
-
-def encode_text(models: Models, weights: Weights, ids: Tokens) -> Float[Array, "*be n c"]:
-    """Token ids to embeddings."""
-    text_encoder = TextEncoder(models.architecture.text, models.precision)
-    rows = ids.reshape(-1, ids.shape[-1])
-    flat: Array = text_encoder.apply({"params": weights.text_encoder}, rows)  # type: ignore[assignment]
-    return flat.reshape(*ids.shape, flat.shape[-1])
-
-
-def vae(models: Models) -> VAE:
-    """The autoencoder of `models`."""
-    return VAE(models.architecture.vae, models.vae_precision, models.execution)
-
-
 def encode_image(models: Models, weights: Weights, pixels: Pixels) -> Latents:
     """Pixels to the latent of the posterior mean."""
     variables = {"params": weights.vae}
@@ -135,7 +84,7 @@ def invert_images(
     schedule: Schedule,
 ) -> Inversion:
     """Images to noise: encode, then the forward model under the source prompt."""
-    context = encode_text(models, weights, source_ids)
+    context = encode_text(models, weights.text_encoder, source_ids)
     z = encode_image(models, weights, pixels)
     eps = with_text(denoiser(models, weights.unet, weights.forward), context)
     trajectory = invert(eps, z, noise, schedule, models.execution.unrolled)
@@ -170,7 +119,7 @@ def finish(
 
 
 def inversion_passes(
-    network: FullDenoiser, inversion: Inversion, schedule: Schedule
+    network: Network, inversion: Inversion, schedule: Schedule
 ) -> tuple[Float[Array, "n b h w c"], Out]:
     """The inversion pass of every step: z*_t under the source prompt, w = 0.
 
@@ -264,7 +213,7 @@ def edit_inversion(
     def flat(x: Array, *trailing: int) -> Array:
         return jnp.broadcast_to(x, (b, e, *trailing)).reshape(b * e, *trailing)
 
-    context = encode_text(models, weights, target_ids)
+    context = encode_text(models, weights.text_encoder, target_ids)
     context = context.reshape(b * e, *context.shape[2:])
     schedule = replace(schedule, guidance=flat(schedule.guidance, n))
     record = None

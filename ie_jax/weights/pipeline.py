@@ -9,15 +9,9 @@ from typing import Any
 from flax import struct
 
 from ie_jax.errors import UserError
-from ie_jax.models.architecture import (
-    TextConfig,
-    UNetConfig,
-    VAEConfig,
-    text_config,
-    unet_config,
-    vae_config,
-)
+from ie_jax.models.architecture import UNetConfig, text_config, unet_config, vae_config
 from ie_jax.models.lora import lora_shapes
+from ie_jax.models.networks import Architecture
 from ie_jax.models.shapes import text_encoder_shapes, unet_shapes, vae_shapes
 from ie_jax.weights.convert import convert, unflatten
 from ie_jax.weights.formats import read_json, read_tensors
@@ -39,22 +33,6 @@ class Weights:
     """LoRA of the backward model: noise to image."""
     vae: Tree
     text_encoder: Tree
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What the networks are, and the noise schedule that they were trained for."""
-
-    unet: UNetConfig
-    vae: VAEConfig
-    text: TextConfig
-    betas: tuple[float, float, int] = (0.00085, 0.012, 1000)
-    """First and last beta of the scaled linear schedule, and the number of timesteps."""
-
-    @property
-    def latent_factor(self) -> int:
-        """What an image side must divide by, so that every level of both networks fits."""
-        return self.vae.factor * 2 ** (len(self.unet.block_out_channels) - 1)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,84 @@
+"""The networks together: what they are, how they are run, and each as a function of its weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from ie_jax.models.architecture import TextConfig, UNetConfig, VAEConfig
+from ie_jax.models.execution import Execution, Precision
+from ie_jax.models.lora import merge
+from ie_jax.models.text_encoder import TextEncoder
+from ie_jax.models.unet import Collect, Out, UNet
+from ie_jax.models.vae import VAE
+
+Latents = Float[Array, "b h w c"]
+Context = Float[Array, "b n c"]
+Network = Callable[[Latents, Array, Array, Context], tuple[Latents, Out]]
+"""(z, t, w, context) -> (eps, out), with weights already given."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the networks are, and the noise schedule that they were trained for."""
+
+    unet: UNetConfig
+    vae: VAEConfig
+    text: TextConfig
+    betas: tuple[float, float, int] = (0.00085, 0.012, 1000)
+    """First and last beta of the scaled linear schedule, and the number of timesteps."""
+
+    @property
+    def latent_factor(self) -> int:
+        """What an image side must divide by, so that every level of both networks fits."""
+        return self.vae.factor * 2 ** (len(self.unet.block_out_channels) - 1)
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What is fixed when a program that uses the networks is compiled."""
+
+    architecture: Architecture
+    precision: Precision = Precision()
+    vae_precision: Precision = Precision()
+    execution: Execution = Execution()
+    """Resolved (see `Execution.resolve`)."""
+    lora: Literal["merge", "low_rank"] = "merge"
+    """merge: each program adds a LoRA to the base before its steps. low_rank: each layer adds the
+    low-rank path, which holds no second copy of the weights but computes more."""
+
+
+def denoiser(
+    networks: Networks, base: Any, lora: Any = None, collect: tuple[Collect, ...] = ()
+) -> Network:
+    """The base with a LoRA, or alone where `lora` is None."""
+    unet = UNet(networks.architecture.unet, networks.precision, networks.execution, collect)
+    if lora is None:
+        variables = {"params": base}
+    elif networks.lora == "merge":
+        variables = {"params": merge(base, lora)}
+    else:
+        variables = {"params": base, "lora": lora}
+
+    def call(z: Latents, t: Array, w: Array, context: Context) -> tuple[Latents, Out]:
+        result: tuple[Latents, Out] = unet.apply(variables, z, t, w, context)  # type: ignore[assignment]
+        return result
+
+    return jax.checkpoint(call) if networks.execution.remat_call else call
+
+
+def encode_text(
+    networks: Networks, params: Any, ids: Int[Array, "*be n"]
+) -> Float[Array, "*be n c"]:
+    """Token ids to embeddings."""
+    text_encoder = TextEncoder(networks.architecture.text, networks.precision)
+    rows = ids.reshape(-1, ids.shape[-1])
+    flat: Array = text_encoder.apply({"params": params}, rows)  # type: ignore[assignment]
+    return flat.reshape(*ids.shape, flat.shape[-1])
+
+
+def vae(networks: Networks) -> VAE:
+    """The autoencoder, to be applied to its weights."""
+    return VAE(networks.architecture.vae, networks.vae_precision, networks.execution)
