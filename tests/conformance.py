@@ -28,6 +28,7 @@ from jax import lax
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout need not be installed
 
+from ie_jax.data.images import preprocess
 from ie_jax.diffusion.consistency import consistency_step, per_image
 from ie_jax.diffusion.schedule import BOUNDARIES, Schedule, dynamic_guidance, make_schedule
 from ie_jax.diffusion.trajectory import Trajectory, generate, invert, with_text
@@ -35,7 +36,6 @@ from ie_jax.editing import program
 from ie_jax.editing.editor import use_compilation_cache
 from ie_jax.editing.guidance import NEGLIGIBLE, StepRecord, Strength, norm, rescale_factor
 from ie_jax.editing.guiders import Guider, make_guider, map_difference
-from ie_jax.editing.images import preprocess
 from ie_jax.editing.program import Models
 from ie_jax.editing.statistics import from_uint8, match_statistics, to_uint8
 from ie_jax.errors import UserError

@@ -18,8 +18,8 @@ ALLOWED = {
     "config": {"models", "diffusion"},
     "cli": {"config"},
     "progress": set(),
-    "data": {"models", "weights", "diffusion", "config"},
-    "editing": {"models", "weights", "diffusion", "config", "cli", "progress"},
+    "data": {"models", "weights", "diffusion", "config", "cli", "progress"},
+    "editing": {"models", "weights", "diffusion", "config", "cli", "progress", "data"},
     "training": {"models", "weights", "diffusion", "config", "cli", "progress", "data"},
     "evaluation": {
         *("models", "weights", "diffusion", "config", "cli", "progress", "data"),

@@ -14,12 +14,11 @@ from PIL import Image, ImageDraw
 
 from ie_jax.cli import parse, run
 from ie_jax.config import EditConfig
+from ie_jax.data.images import load_image, preprocess
 from ie_jax.editing.editor import Editor, EditResult
 from ie_jax.editing.images import (
     check_place,
     check_writable,
-    load_image,
-    preprocess,
     save_image,
     side_by_side,
     write_errors,

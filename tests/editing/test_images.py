@@ -1,10 +1,7 @@
-"""Pictures in and out: the published preparation, every kind of file, and every kind of bad one."""
+"""Pictures out: files of every format, and panels."""
 
 import errno
-import io
 import os
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,364 +9,20 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageFont
 
+from ie_jax.data.images import load_image
 from ie_jax.editing.images import (
-    MAX_SIDE,
-    Fit,
     _wrap,
     check_writable,
-    load_image,
-    preprocess,
     save_image,
     side_by_side,
 )
 from ie_jax.errors import UserError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def encoded(image: np.ndarray, name: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, name, **options)
-    return buffer.getvalue()
-
-
-def refusal(path: Path) -> str:
-    """The message with which a file is refused, checked to be one line that names the file."""
-    with pytest.raises(UserError) as caught:
-        load_image(path, 64)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: ") and "\n" not in message
-    return message
-
-
-# --- preprocess ---
-
-
-@pytest.mark.parametrize("name", ["wide", "tall"])
-def test_crop_is_the_published_preparation(name: str, goldens: Path) -> None:
-    with np.load(goldens / "A_load512.npz") as recorded:
-        out = preprocess(recorded[f"{name}_in_u8"], 512)
-        np.testing.assert_array_equal(out[::8, ::8], recorded[f"{name}_out_u8_every8"])
-        rows = out[[0, 1, 100, 255, 256, 510, 511]]
-        np.testing.assert_array_equal(rows, recorded[f"{name}_out_rows_u8"])
-        assert out.sum(dtype=np.int64) == recorded[f"{name}_out_sum"][0]
-
-
-def test_crop_keeps_the_central_square_rounding_the_offset_down() -> None:
-    wide, tall = noise(8, 13), noise(13, 8)
-    np.testing.assert_array_equal(preprocess(wide, 8), wide[:, 2:10])
-    np.testing.assert_array_equal(preprocess(tall, 8), tall[2:10])
-
-
-pictures = arrays(np.uint8, st.tuples(st.integers(1, 90), st.integers(1, 90), st.just(3)))
-
-
-@settings(deadline=None, max_examples=60)
-@given(image=pictures, size=st.integers(1, 200))
-@example(image=np.full((1, 1, 3), 7, np.uint8), size=512)
-@example(image=np.full((1, 3000, 3), 7, np.uint8), size=64)
-def test_crop_gives_the_asked_square(image: np.ndarray, size: int) -> None:
-    out = preprocess(image, size)
-    assert out.shape == (size, size, 3) and out.dtype == np.uint8
-
-
-@settings(deadline=None, max_examples=60)
-@given(height=st.integers(1, 90), width=st.integers(1, 90), size=st.integers(1, 600))
-@example(height=6, width=65, size=192)
-def test_aspect_gives_sides_in_64s_that_follow_the_picture(
-    height: int, width: int, size: int
-) -> None:
-    short = max(64, 64 * round(size / 64))
-    ideal = np.array([height, width]) * short / min(height, width)
-    if ideal.max() > MAX_SIDE + 32:  # a tie goes to the even multiple, which MAX_SIDE is
-        with pytest.raises(UserError, match=f"{width}x{height} would become"):
-            preprocess(noise(height, width), size, "aspect")
-    else:
-        out = preprocess(noise(height, width), size, "aspect")
-        assert out.dtype == np.uint8 and out.shape[2] == 3
-        assert min(out.shape[:2]) == short and out.shape[0] % 64 == out.shape[1] % 64 == 0
-        assert np.abs(np.array(out.shape[:2]) - ideal).max() <= 32
-
-
-@pytest.mark.parametrize("fit", ["crop", "aspect"])
-def test_one_colour_stays_that_colour(fit: Fit) -> None:
-    image = np.broadcast_to(np.array([0, 128, 255], np.uint8), (50, 70, 3)).copy()
-    assert (preprocess(image, 128, fit) == [0, 128, 255]).all()
-
-
-def test_aspect_does_not_stretch() -> None:
-    """A disc in a 640x470 picture is a disc afterwards, although 470 to 640 is no ratio of 64s."""
-    y, x = np.mgrid[:470, :640]
-    disc = (y - 235) ** 2 + (x - 320) ** 2 < 150**2
-    image = np.repeat(np.where(disc, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
-    out = preprocess(image, 512, "aspect")
-    assert out.shape == (512, 704, 3)
-    dark = out[..., 0] < 128
-    assert abs(int(dark.any(0).sum()) - int(dark.any(1).sum())) <= 1
-
-
-def test_aspect_leaves_a_picture_of_fitting_shape_alone() -> None:
-    image = noise(64, 128)
-    np.testing.assert_array_equal(preprocess(image, 64, "aspect"), image)
-
-
-@pytest.mark.parametrize("size", [0, -1, MAX_SIDE + 1])
-def test_impossible_sizes_are_refused(size: int) -> None:
-    with pytest.raises(UserError, match=str(size)):
-        preprocess(noise(8, 8), size)
-
-
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.zeros((0, 5, 3), np.uint8),
-        np.zeros((5, 5), np.uint8),
-        np.zeros((5, 5, 4), np.uint8),
-        np.zeros((5, 5, 3), np.float32),
-    ],
-)
-def test_only_uint8_rgb_is_a_picture(array: np.ndarray, tmp_path: Path) -> None:
-    for use in (
-        lambda: preprocess(array, 8),
-        lambda: save_image(array, tmp_path / "out.png"),
-        lambda: side_by_side([("caption", array)]),
-    ):
-        with pytest.raises(UserError, match="uint8 of shape"):
-            use()
-    assert not any(tmp_path.iterdir())
-
-
-# --- load_image: every kind of file ---
-
-
-@pytest.mark.parametrize("name", ["PNG", "BMP", "TIFF", "PPM"])
-def test_lossless_formats_are_read_exactly(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "picture"
-    path.write_bytes(encoded(noise(64, 64), name))
-    np.testing.assert_array_equal(load_image(path, 64), noise(64, 64))
-
-
-@pytest.mark.parametrize("name", ["JPEG", "WEBP", "GIF"])
-def test_lossy_formats_are_read(name: str, tmp_path: Path) -> None:
-    ramp = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[:, None, None], 64, axis=1)
-    path = tmp_path / "picture"
-    path.write_bytes(encoded(np.repeat(ramp, 3, axis=2), name))
-    assert np.abs(load_image(path, 64).astype(int) - ramp).max() <= 8
-
-
-@pytest.mark.parametrize(
-    ("orientation", "upright"),
-    [
-        (1, lambda a: a),
-        (2, lambda a: a[:, ::-1]),
-        (3, lambda a: a[::-1, ::-1]),
-        (4, lambda a: a[::-1]),
-        (5, lambda a: a.swapaxes(0, 1)),
-        (6, lambda a: np.rot90(a, -1)),
-        (7, lambda a: a[::-1, ::-1].swapaxes(0, 1)),
-        (8, lambda a: np.rot90(a)),
-    ],
-)
-def test_exif_orientation_is_applied(orientation: int, upright: Any, tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = tmp_path / "picture.png"
-    path.write_bytes(encoded(noise(64, 64), "PNG", exif=exif))
-    np.testing.assert_array_equal(load_image(path, 64), upright(noise(64, 64)))
-
-
-def test_broken_exif_does_not_lose_the_picture(tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
-    path.write_bytes(encoded(noise(64, 64), "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"))
-    np.testing.assert_array_equal(load_image(path, 64), noise(64, 64))
-
-
-def uniform(mode: str, value: Any) -> Image.Image:
-    return Image.new(mode, (64, 64), value)
-
-
-def palette(transparent: bool) -> tuple[Image.Image, dict[str, Any]]:
-    image = uniform("P", 1)
-    image.putpalette([0, 0, 0, 10, 20, 30])
-    return image, {"transparency": 1} if transparent else {}
-
-
-@pytest.mark.parametrize(
-    ("name", "image", "options", "expected"),
-    [
-        ("PNG", uniform("L", 77), {}, (77, 77, 77)),
-        ("PNG", uniform("1", 1), {}, (255, 255, 255)),
-        ("PNG", uniform("1", 0), {}, (0, 0, 0)),
-        ("PNG", uniform("LA", (100, 255)), {}, (100, 100, 100)),
-        ("PNG", uniform("LA", (100, 0)), {}, (255, 255, 255)),
-        ("PNG", uniform("RGBA", (10, 20, 30, 255)), {}, (10, 20, 30)),
-        ("PNG", uniform("RGBA", (10, 20, 30, 0)), {}, (255, 255, 255)),
-        ("PNG", uniform("RGBA", (0, 0, 0, 51)), {}, (204, 204, 204)),
-        ("PNG", uniform("RGB", (1, 2, 3)), {"transparency": (1, 2, 3)}, (255, 255, 255)),
-        ("PNG", *palette(transparent=False), (10, 20, 30)),
-        ("PNG", *palette(transparent=True), (255, 255, 255)),
-        ("GIF", *palette(transparent=False), (10, 20, 30)),
-        ("GIF", *palette(transparent=True), (255, 255, 255)),
-        ("PNG", uniform("I;16", 0), {}, (0, 0, 0)),
-        ("PNG", uniform("I;16", 257 * 90), {}, (90, 90, 90)),
-        ("PNG", uniform("I;16", 65535), {}, (255, 255, 255)),
-        ("TIFF", uniform("I;16B", 257 * 90), {}, (90, 90, 90)),
-        ("TIFF", uniform("I", 257 * 90), {}, (90, 90, 90)),
-        ("PPM", uniform("I", 257 * 90), {}, (90, 90, 90)),
-        ("TIFF", uniform("F", 0.4), {}, (102, 102, 102)),
-        ("TIFF", uniform("F", 102.0), {}, (102, 102, 102)),
-        ("TIFF", uniform("F", 1e9), {}, (255, 255, 255)),
-        ("TIFF", uniform("F", float("nan")), {}, (0, 0, 0)),
-        ("TIFF", uniform("CMYK", (0, 255, 255, 0)), {}, (255, 0, 0)),
-        ("JPEG", uniform("CMYK", (0, 0, 0, 255)), {}, (0, 0, 0)),
-    ],
-)
-def test_every_mode_becomes_rgb(
-    name: str,
-    image: Image.Image,
-    options: dict[str, Any],
-    expected: tuple[int, int, int],
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "picture"
-    image.save(path, name, **options)
-    assert (load_image(path, 64) == expected).all()
-
-
-def test_wide_integers_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "picture.tif"
-    uniform("I", 65536).save(path)
-    assert "32-bit" in refusal(path)
-
-
-@pytest.mark.parametrize("name", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_the_first_of_several_frames_is_taken(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "picture"
-    options: dict[str, Any] = {"lossless": True} if name == "WEBP" else {}
-    later = [uniform("RGB", "blue")]
-    uniform("RGB", "red").save(path, name, save_all=True, append_images=later, **options)
-    assert (load_image(path, 64) == (255, 0, 0)).all()
-
-
-# --- load_image: every kind of bad file ---
-
-
-def test_unreadable_paths_are_refused(tmp_path: Path) -> None:
-    assert "No such file" in refusal(tmp_path / "missing.png")
-    assert "directory" in refusal(tmp_path)
-    assert "cannot be read" in refusal(Path("null\0byte.png"))
-    assert "cannot be read" in refusal(tmp_path / ("long" * 100))
-
-
-@pytest.mark.parametrize("content", [b"", b"hello", encoded(noise(9, 9), "EPS")])
-def test_what_is_no_picture_is_refused(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
-    path.write_bytes(content)
-    assert "not a picture" in refusal(path)
-
-
-def png_header(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(bytes(100))
-    chunks = (chunk(b"IHDR", header), chunk(b"IDAT", pixels), chunk(b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
-@pytest.mark.parametrize(
-    "shape", [(8001, 8000), (10_000, 10_000), (30_000, 30_000), (2**31 - 1, 1)]
-)
-def test_enormous_pictures_are_refused_before_decoding(
-    shape: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def decode(*_: Any) -> None:
-        raise AssertionError("the pixels were decoded")
-
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode)
-    path = tmp_path / "bomb.png"
-    path.write_bytes(png_header(*shape))
-    assert "megapixels" in refusal(path)
-
-
-def test_a_picture_without_pixels_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "empty.png"
-    path.write_bytes(png_header(0, 5))
-    refusal(path)
-
-
-def test_a_strip_cannot_keep_its_aspect(tmp_path: Path) -> None:
-    path = tmp_path / "strip.png"
-    path.write_bytes(encoded(noise(1, 300), "PNG"))
-    with pytest.raises(UserError, match=r"strip\.png.*300x1"):
-        load_image(path, 512, "aspect")
-    assert load_image(path, 512).shape == (512, 512, 3)
-
-
-WHOLE = {
-    "PNG": encoded(noise(40, 30), "PNG"),
-    "JPEG": encoded(noise(40, 30), "JPEG"),
-    "progressive": encoded(noise(40, 30), "JPEG", progressive=True),
-}
-
-
-@settings(deadline=None, max_examples=150)
-@given(name=st.sampled_from(sorted(WHOLE)), lost=st.integers(1, 4000))
-@example(name="PNG", lost=1)
-@example(name="JPEG", lost=1)
-@example(name="progressive", lost=1)
-def test_a_truncated_file_is_refused(
-    name: str, lost: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    whole = WHOLE[name].removesuffix(b"\xaeB`\x82")  # a PNG ends with a checksum of nothing
-    path = tmp_path_factory.getbasetemp() / "truncated"
-    path.write_bytes(whole[: max(0, len(whole) - lost)])
-    refusal(path)
-
-
-STARTS = [b"", *(encoded(noise(5, 4), name)[:40] for name in FORMATS)]
-
-
-@settings(deadline=None, max_examples=300)
-@given(start=st.sampled_from(STARTS), length=st.integers(0, 40), rest=st.binary(max_size=300))
-def test_random_bytes_are_refused_or_read(
-    start: bytes, length: int, rest: bytes, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    read_or_refuse(tmp_path_factory.getbasetemp() / "random", start[:length] + rest)
-
-
-@settings(deadline=None, max_examples=300)
-@given(
-    name=st.sampled_from(FORMATS),
-    flips=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=1, max_size=6),
-)
-def test_damaged_files_are_refused_or_read(
-    name: str, flips: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    content = bytearray(encoded(noise(12, 9), name))
-    for place, value in flips:
-        content[place % len(content)] = value
-    read_or_refuse(tmp_path_factory.getbasetemp() / "damaged", bytes(content))
-
-
-def read_or_refuse(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    try:
-        image = load_image(path, 16)
-    except UserError as error:
-        assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
-    else:
-        assert image.shape == (16, 16, 3) and image.dtype == np.uint8
 
 
 # --- save_image ---
@@ -461,6 +114,25 @@ def test_a_failed_save_keeps_the_old_file_and_nothing_else(
 def test_a_picture_too_large_for_its_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be written"):
         save_image(np.zeros((1, 16_384, 3), np.uint8), tmp_path / "out.webp")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((0, 5, 3), np.uint8),
+        np.zeros((5, 5), np.uint8),
+        np.zeros((5, 5, 4), np.uint8),
+        np.zeros((5, 5, 3), np.float32),
+    ],
+)
+def test_only_uint8_rgb_is_a_picture(array: np.ndarray, tmp_path: Path) -> None:
+    for use in (
+        lambda: save_image(array, tmp_path / "out.png"),
+        lambda: side_by_side([("caption", array)]),
+    ):
+        with pytest.raises(UserError, match="uint8 of shape"):
+            use()
     assert not any(tmp_path.iterdir())
 
 
