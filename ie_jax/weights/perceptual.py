@@ -102,12 +102,14 @@ def read_h5(path: Path) -> dict[str, np.ndarray]:
     """All datasets of an HDF5 file by their full names, without the leading slash.
 
     Raises:
-        UserError: the file is damaged or not an HDF5 file.
+        UserError: the file is damaged, not an HDF5 file, or holds more than floating numbers.
     """
     datasets: dict[str, np.ndarray] = {}
 
     def collect(name: str, item: h5py.Dataset | h5py.Group) -> None:
         if isinstance(item, h5py.Dataset):
+            if item.dtype.kind != "f":
+                raise UserError(f"{path} has other entries than floating numbers: {name}")
             datasets[name] = item[()]
 
     try:
