@@ -56,6 +56,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The free texts in the header of a `.safetensors` file; none for other formats."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safetensors.safe_open(path, "numpy") as file:
+        return dict(file.metadata() or {})
+
+
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(path)

@@ -109,13 +109,32 @@ TEXT_ENCODER: tuple[Rule, ...] = (
     rule(rf"{MODEL}(final_layer_norm)\.bias", "{}/bias"),
 )
 
-PEFT = r"unet\.base_model\.model\."
+# The published LoRAs have both prefixes, PEFT's own files lack the first, diffusers' the second.
+PEFT = r"(?:unet\.)?(?:base_model\.model\.)?"
 LORA: tuple[Rule, ...] = (
     rule(rf"{PEFT}({CONV})\.lora_A\.weight", "{}/down", oihw_to_hwio),
     rule(rf"{PEFT}({CONV})\.lora_B\.weight", "{}/up", oihw_to_hwio),
     rule(rf"{PEFT}({DENSE})\.lora_A\.weight", "{}/down", transposed),
     rule(rf"{PEFT}({DENSE})\.lora_B\.weight", "{}/up", transposed),
 )
+
+
+def peft(module: str, factor: str) -> str:
+    """What a published LoRA calls a module's `down` or `up`: the inverse of `LORA`.
+
+    `module` is a path here; of those with LoRA, none has a name of its own that ends in `_N`.
+    """
+    upstream = re.sub(r"_(\d+)(?=/|$)", r".\1", module).replace("/", ".")
+    return f"unet.base_model.model.{upstream}.lora_{'A' if factor == 'down' else 'B'}.weight"
+
+
+KOHYA = "lora_unet_"
+
+
+def kohya(module: str, part: str) -> str:
+    """What kohya's tools call a module's `down`, `up` or `alpha`: all separators are `_`."""
+    name = KOHYA + module.replace("/", "_")
+    return f"{name}.alpha" if part == "alpha" else f"{name}.lora_{part}.weight"
 
 
 def torchvision_convolutions() -> Iterator[tuple[int, str]]:

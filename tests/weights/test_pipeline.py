@@ -177,7 +177,7 @@ def test_a_lora_of_a_part_of_the_modules_is_refused(folder: Path) -> None:
     ],
 )
 def test_a_file_without_one_rank_is_no_lora(tensors: Tensors) -> None:
-    with pytest.raises(UserError, match="file: no LoRA in PEFT naming of one rank"):
+    with pytest.raises(UserError, match="file: no LoRA in PEFT or kohya naming of one rank"):
         lora_rank(tensors, "file")
 
 
