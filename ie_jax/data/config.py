@@ -1,0 +1,40 @@
+"""The schema of what to train on."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ie_jax.data.images import MAX_SIDE
+from ie_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Images with captions: where they are and how they are read."""
+
+    source: Literal["folder", "coco_csv", "tfds", "latents"] = "folder"
+    """folder: pictures with metadata.jsonl or .txt files. coco_csv: train2014/ beside
+    train2014.csv. tfds: prepared array_record files. latents: what ie-jax-cache-latents wrote."""
+    path: str = ""
+    """The folder of the data."""
+    split: str | None = None
+    """A part of them: a folder in `path`, or a split of TFDS. None: all; train2014; train."""
+    validation: int | str = 0
+    """Held out: the last so many images, or another split by name."""
+    size: int | None = None
+    """Side of the squares in pixels. None: as the model was trained (512 for SD1.5)."""
+    captions: Literal["first", "random"] = "first"
+    """Of several captions: the first, or one drawn each epoch."""
+    workers: int = 8
+    """Threads that read ahead, in each process."""
+    max_broken: float = 0.01
+    """Stop when a larger share of the images is broken. Fewer are skipped and named."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.validation, int) and self.validation < 0:
+            raise UserError(f"validation {self.validation} must not be negative")
+        if self.size is not None and not 1 <= self.size <= MAX_SIDE:
+            raise UserError(f"size {self.size} must be from 1 to {MAX_SIDE}")
+        if not 0 <= self.workers <= 256:
+            raise UserError(f"workers {self.workers} must be from 0 to 256")
+        if not 0 <= self.max_broken <= 1:
+            raise UserError(f"max_broken {self.max_broken} must be from 0 to 1")
