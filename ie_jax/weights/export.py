@@ -30,7 +30,8 @@ def factors(lora: Tree, name: Callable[[str, str], str]) -> Tensors:
 
 
 def lora_tensors_peft(lora: Tree) -> Tensors:
-    """The names and layouts of the published LoRA files (method 1). Alpha, 8, is not in them."""
+    """The names and layouts of the published LoRA files (method 1). Alpha, 8, is not in them. PEFT
+    reads them once `unet.` is taken from the names; diffusers wants the other naming."""
     return factors(lora, peft)
 
 
