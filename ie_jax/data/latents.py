@@ -154,15 +154,15 @@ def cache_latents(
 
 
 def finished(path: Path, config: LatentConfig) -> int | None:
-    """How many pictures a file holds; None if there is no such file.
+    """How many pictures a file holds; None if there is no such file, or it is damaged.
 
     Raises:
         UserError: it belongs to other latents.
     """
-    if not path.exists():
+    try:
+        facts = facts_of(opened(path))
+    except UserError:
         return None
-    with opened(path) as file:
-        facts = json.loads((file.metadata() or {}).get("facts", "{}"))
     wanted = dataclasses.asdict(config)
     found = facts.get("config", {})
     for key, value in wanted.items():
@@ -172,6 +172,12 @@ def finished(path: Path, config: LatentConfig) -> int | None:
                 "folder, or remove this one"
             )
     return len(facts["names"])
+
+
+def facts_of(file: Any) -> dict[str, Any]:
+    """`config` and `names` of an open file; empty if it is none of this module's."""
+    facts: dict[str, Any] = json.loads((file.metadata() or {}).get("facts", "{}"))
+    return facts
 
 
 def opened(path: Path) -> Any:
@@ -226,7 +232,8 @@ def encoded(
     batch = pictures.batch([read.item for read in filled])
     mean, std = encode(batch["pixels"])
     values = {"mean": mean, "std": std, "context": embed(batch["ids"])}
-    arrays = {name: np.asarray(value).astype(config.dtype) for name, value in values.items()}
+    with np.errstate(over="ignore"):
+        arrays = {name: np.asarray(value).astype(config.dtype) for name, value in values.items()}
     for name, array in arrays.items():
         if not np.isfinite(array[: len(reads)]).all():
             raise UserError(
@@ -262,7 +269,7 @@ class Latents:
         """
         self.index = read_index(folder)
         self.files = [opened(shard_path(folder, k)) for k in range(len(self.index.counts))]
-        self.names = [json.loads(file.metadata()["facts"])["names"] for file in self.files]
+        self.names = [facts_of(file).get("names", []) for file in self.files]
         counts = tuple(map(len, self.names))
         if counts != self.index.counts:
             raise UserError(f"{folder}: {INDEX} does not fit the files: cache the latents again")

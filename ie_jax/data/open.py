@@ -14,7 +14,7 @@ SPLITS = {"coco_csv": "train2014", "tfds": "train"}
 
 def open_data(
     config: DataConfig,
-    tokenize: Tokenize,
+    tokenizer: Tokenize,
     size: int,
     batch_size: int,
     process_index: int = 0,
@@ -26,7 +26,7 @@ def open_data(
     gives.
 
     Args:
-        tokenize: usually a `Tokenizer`. Not used for latents.
+        tokenizer: a `Tokenizer`, say. Not used for latents.
         size: of the model, where the config names none.
         batch_size: of all processes together.
         training: endless and shuffled, without what is held out; or one pass over the latter.
@@ -34,7 +34,7 @@ def open_data(
     Raises:
         UserError: the data are missing, empty, unreadable or do not fit the config.
     """
-    dataset, indices = divided(config, tokenize, config.size or size, training)
+    dataset, indices = divided(config, tokenizer, config.size or size, training)
     return Loader(
         dataset,
         indices,
@@ -49,7 +49,7 @@ def open_data(
 
 
 def divided(
-    config: DataConfig, tokenize: Tokenize, size: int, training: bool
+    config: DataConfig, tokenizer: Tokenize, size: int, training: bool
 ) -> tuple[Dataset, range]:
     """The data set of training or validation, and which of its images take part."""
     if not config.path:
@@ -68,7 +68,7 @@ def divided(
         source = open_source(config, split)
         if held_out and training:
             source = apart(source, open_source(config, config.validation))
-        dataset = Pictures(source, tokenize, size, config.captions)
+        dataset = Pictures(source, tokenizer, size, config.captions)
     total = len(dataset)
     first = total - (config.validation if isinstance(config.validation, int) else 0)
     if first < 1 <= total:

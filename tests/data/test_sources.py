@@ -211,7 +211,7 @@ def prepare(folder: Path, counts: dict[str, int], drop: str = "") -> Path:
 
     base: Any = tfds.core.GeneratorBasedBuilder
 
-    class CocoCaptions(base, skip_registration=True):
+    class CocoCaptions(base, skip_registration=True):  # type: ignore[call-arg]
         code_path = None  # of no installed package
         VERSION = tfds.core.Version("1.1.0")
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="2014")]  # noqa: RUF012
