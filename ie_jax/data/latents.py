@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import grain
 import jax
 import numpy as np
 import safetensors
@@ -127,10 +126,11 @@ def cache_latents(
         for left in folder.glob(".*.part"):
             left.unlink()  # of a run that was killed
         counts = [finished(shard_path(folder, k), config) for k in range(len(spans))]
-        tally = Tally(max_broken, min(TELLING, len(pictures)))
         missing = [k for k, count in enumerate(counts) if count is None]
         reads = read_all(pictures, [i for k in missing for i in spans[k]], workers)
         done = len(pictures) - sum(len(spans[k]) for k in missing)
+        left_out = done - sum(count for count in counts if count is not None)
+        tally = Tally(max_broken, min(TELLING, len(pictures)), seen=done, broken=left_out)
         with tqdm(
             desc="encode", total=len(pictures), initial=done, unit="image", disable=not progress
         ) as bar:
@@ -192,6 +192,7 @@ def opened(path: Path) -> Any:
 
 def read_all(pictures: Pictures, indices: Sequence[int], workers: int) -> Iterator[Read]:
     """The pictures in order, read ahead by threads."""
+    import grain  # a second to import
 
     def read(index: int) -> Read:
         try:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
-import grain
 import numpy as np
 
 from ie_jax.errors import UserError
@@ -74,9 +73,10 @@ class Tally:
             last = "; further ones are not named" if len(self.faults) == SHOWN else ""
             warnings.warn(f"skipped a broken image: {fault}{last}", BrokenImage, stacklevel=3)
         if self.seen >= self.telling and self.broken > self.limit * self.seen:
+            first = "; ".join(self.faults[:3]) or "those that earlier runs named"
             raise UserError(
                 f"{self.broken} of {self.seen} images are broken, more than max_broken "
-                f"{self.limit:g}: {'; '.join(self.faults[:3])}"
+                f"{self.limit:g}: {first}"
             )
 
 
@@ -122,7 +122,7 @@ class Places:
     """This process's part of the stream from a batch on: (position, number of the image)."""
 
     def __init__(
-        self, order: grain.MapDataset, start: int, batch: int, process: int, processes: int
+        self, order: Sequence[int], start: int, batch: int, process: int, processes: int
     ) -> None:
         self.order, self.start, self.batch = order, start, batch
         self.part, self.process = batch // processes, process
@@ -185,19 +185,26 @@ class Loader:
         self.batches = 0
         """Batches given so far."""
         self.tally = Tally(max_broken, min(TELLING, len(indices)))
-        self.reads: grain.DatasetIterator | None = None
+        self.reads: Any = None
 
     @property
-    def order(self) -> grain.MapDataset:
+    def order(self) -> Sequence[int]:
         """The number of the image at each position."""
-        numbers = grain.MapDataset.range(len(self.indices))
-        if self.training:
-            return numbers.shuffle(seed=self.seed).repeat()
-        count = -(-len(self.indices) // self.batch_size) * self.batch_size
-        return numbers.repeat(-(-count // len(self.indices)))[:count]
+        import grain  # a second to import, and machines that only see batches may lack it
 
-    def start(self) -> grain.DatasetIterator:
-        """Begin to read where the last batch ended."""
+        count = len(self.indices)
+        numbers = grain.MapDataset.range(count)
+        if self.training:
+            endless: Sequence[int] = numbers.shuffle(seed=self.seed).repeat()
+            return endless
+        filled = -(-count // self.batch_size) * self.batch_size
+        once: Sequence[int] = numbers.repeat(-(-filled // count))[:filled]
+        return once
+
+    def start(self) -> Any:
+        """An iterator of `Read`s from where the last batch ended."""
+        import grain
+
         places = Places(self.order, self.batches, self.batch_size, *self.process)
         reader = Reader(self.dataset, self.indices, self.seed)
         ahead = 2 * places.part if self.workers else 0

@@ -69,11 +69,14 @@ def divided(
         if held_out and training:
             source = apart(source, open_source(config, config.validation))
         dataset = Pictures(source, tokenizer, size, config.captions)
-    total = len(dataset)
-    first = total - (config.validation if isinstance(config.validation, int) else 0)
-    if first < 1 <= total:
-        raise UserError(f"validation {config.validation}: there are only {total} images")
-    return dataset, range(first) if training or held_out else range(first, total)
+    count = len(dataset)
+    first = count - (config.validation if isinstance(config.validation, int) else 0)
+    if first < 1:
+        raise UserError(
+            f"{config.path}: of {count} images none is left to train on: validation is "
+            f"{config.validation}"
+        )
+    return dataset, range(first) if training or held_out else range(first, count)
 
 
 def open_source(config: DataConfig, split: str | int | None) -> Source:

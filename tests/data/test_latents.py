@@ -146,6 +146,17 @@ def test_too_many_broken_pictures_stop(tmp_path: Path) -> None:
         cache(data, tmp_path / "all", max_broken=1.0)
 
 
+def test_what_was_broken_before_an_interruption_counts(tmp_path: Path) -> None:
+    data, out = pictures(tmp_path / "in"), tmp_path / "out"
+    for number in (0, 1):
+        (tmp_path / "in" / f"{number:04}.png").write_bytes(b"broken")
+    with pytest.warns(BrokenImage), pytest.raises(KeyboardInterrupt):
+        cache(data, out, Encoders(stop_at=5), max_broken=0.15)
+    with pytest.raises(UserError, match=r"2 of 10 images are broken.*earlier"):
+        cache(data, out, max_broken=0.15)
+    assert cache(data, out, max_broken=0.2).counts == (2, 4, 2)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"model": "n"}, {"dtype": "float32"}, {"pixels": True}, {"shard": 5}, {"size": 9}],

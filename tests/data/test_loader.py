@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext as nothing
 from itertools import chain, islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -320,5 +321,8 @@ def test_a_program_may_end_with_an_open_loader() -> None:
         "from tests.data.test_loader import loader\n"
         "data = loader(100, 4)\nnext(data)\nprint('done')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
+    )
     assert done.stdout == "done\n" and "Traceback" not in done.stderr

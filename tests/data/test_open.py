@@ -181,8 +181,8 @@ def test_a_config_is_read_strictly(tmp_path: Path) -> None:
     [
         ({"path": ""}, True, "path is missing"),
         ({}, False, "validation names no images"),
-        ({"validation": 3}, True, "there are only 3 images"),
-        ({"validation": 4}, False, "there are only 3 images"),
+        ({"validation": 3}, True, "of 3 images none is left"),
+        ({"validation": 4}, False, "of 3 images none is left"),
         ({"split": "nope"}, True, "nope: there is no such folder"),
         ({"validation": "nope"}, True, "nope: there is no such folder"),
         ({"source": "coco_csv"}, True, "train2014: there is no such folder"),
