@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ def clean(captions: Sequence[Any]) -> tuple[str, ...]:
     return tuple(c.strip() for c in captions if isinstance(c, str) and c.strip())
 
 
-def joined(rows: Iterator[Row]) -> list[Row]:
+def joined(rows: Iterable[Row]) -> list[Row]:
     """One row per file, with the captions of all its lines; lines that name none stay apart."""
     first: dict[str, Row] = {}
     captions: dict[str, list[str]] = {}

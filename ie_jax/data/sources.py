@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ie_jax.data.captions import Row, read_table, text_captions
+from ie_jax.data.captions import Row, joined, read_table, text_captions
 from ie_jax.errors import UserError
 
 SUFFIXES = {
@@ -94,7 +94,8 @@ def folder(path: Path) -> Files:
     """
     pictures, tables = walk(path)
     if tables:
-        rows = [placed(row, table.parent) for table in tables for row in read_table(table)]
+        found = (placed(row, table.parent) for table in tables for row in read_table(table))
+        rows = joined(found)  # two tables may list one picture
     elif pictures:
         rows = [Row(str(beside(p)), str(p), None) for p in pictures if beside(p).exists()]
     else:
@@ -120,10 +121,8 @@ def coco_csv(path: Path, split: str) -> Files:
     table = path / f"{split}.csv"
     if not table.is_file():
         raise UserError(f"{table} is missing: it should hold the captions of {path / split}")
-    rows = [
-        placed(Row(row.where, Path(row.file).name, row.captions), path / split)
-        for row in read_table(table)
-    ]
+    named = (Row(row.where, Path(row.file).name, row.captions) for row in read_table(table))
+    rows = joined(placed(row, path / split) for row in named)
     source = Files(rows, f"coco_csv {path} {split}")
     if not rows:
         raise UserError(f"{table}: holds no captions")
@@ -152,7 +151,7 @@ def unreadable(error: OSError) -> None:
 
 def placed(row: Row, parent: Path) -> Row:
     """The row with its file's path from the table's folder on."""
-    return Row(row.where, str(parent / row.file) if row.file else "", row.captions)
+    return Row(row.where, os.path.normpath(parent / row.file) if row.file else "", row.captions)
 
 
 def need_one_file(source: Files) -> None:
@@ -202,7 +201,7 @@ class Tfds:
         self.description = f"tfds {version} {split}"
         try:
             builder = tfds.builder_from_directory(version)
-            features = list(builder.info.features)
+            features = sorted(builder.info.features)
             decoders = {"image": tfds.decode.SkipDecoding()} if "image" in features else None
             self.records = builder.as_data_source(split, decoders=decoders)
         except Exception as error:  # of many types, some of them assertions

@@ -43,6 +43,13 @@ def test_nested_folders_with_a_table_each(tmp_path: Path) -> None:
     assert content(folder(tmp_path)) == [(0, ("0 0",)), (5, ("5 0",)), (6, ("6 0",))]
 
 
+def test_a_picture_in_two_tables_is_one_picture(tmp_path: Path) -> None:
+    write_folder(tmp_path / "a", 2)
+    lines = [{"file_name": f"b/../a/000{i}.png", "text": "top"} for i in range(2)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert content(folder(tmp_path)) == [(i, ("top", f"{i} 0")) for i in range(2)]
+
+
 def test_a_text_beside_each_picture(tmp_path: Path) -> None:
     for name, number in (("b.png", 2), ("sub/a.PNG", 1)):
         path = tmp_path / name
