@@ -107,6 +107,18 @@ TOLERANCES: tuple[tuple[str, str, Comparison], ...] = (
     (EDIT, "grad_*", relative(5e-4, zero=NO_GRADIENT)),
     (EDIT, "ratio*", where_computed(relative(2e-4))),
     (EDIT, "scale", relative(2e-4)),
+    # All tensors of a LoRA, and the worst one. The recordings' description bounds the change of a
+    # single tensor by no number of its own: five times the bound of all.
+    ("F_seq_*", "all*", relative(2e-3)),
+    ("F_seq_*", "*", relative(1e-2)),
+    ("F_grads_*", "all*", relative(3e-4)),
+    ("F_grads_*", "*", relative(2e-3)),
+    ("F_losses*", "*", relative(1e-4)),
+    ("F_lpips", "seq_lpips.1_*", relative(1e-4)),
+    ("F_lpips", "seq_lpips.3_*", relative(1e-4)),
+    ("F_lpips", "check.*", relative(1e-6)),
+    ("F_lpips", "*", relative(1e-3)),
+    ("F_batch", "*endpoints", exact),
     ("E*", "inv_latent*", relative(5e-5)),
     ("E*", "context_*", relative(5e-5)),
     ("E*", "cfg_norm", relative(1e-4, zero="eps_inv")),
@@ -126,6 +138,8 @@ INPUTS: tuple[tuple[str, str], ...] = (
     ("B_inversion*", "image_u8 context noise"),
     ("B_generation*", "start context w_per_step"),
     (EDIT, "image_u8 noise"),
+    ("F_batch", "images_u8 posterior_noise noise index endpoint_index w_for_align_l2_w"),
+    ("F_lpips", "img0_u8 img1_u8 vgg_seed latents noise prompt_embeds index endpoint_index"),
 )
 
 
@@ -158,6 +172,31 @@ class Report:
         for array, recorded in record.items():
             if not is_input(case, array):
                 self.line(case, array, judge(case, array, ours, recorded, record))
+
+    def compare_tensors(self, case: str, ours: Mapping[str, Any], record: Arrays) -> None:
+        """A record of many tensors: all of them as one array, the worst one, and what else the
+        record holds."""
+        fitting = [
+            name
+            for name, x in record.items()
+            if name in ours and np.shape(ours[name]) == x.shape and not name.startswith("all")
+        ]
+        for name in record:
+            if name not in fitting:
+                self.line(case, name, judge(case, name, ours, record[name], record))
+        if not fitting:
+            return
+
+        def error(name: str) -> float:
+            size = float(np.linalg.norm(record[name]))
+            return float(np.linalg.norm(ours[name] - record[name])) / max(size, 1e-30)
+
+        whole = f"all {len(fitting)} tensors"
+        flat = [np.concatenate([x[name].ravel() for name in fitting]) for x in (ours, record)]
+        self.line(case, whole, judge(case, whole, {whole: flat[0]}, flat[1], record))
+        worst = max(fitting, key=error)
+        short = worst.removeprefix("unet.base_model.model.").removesuffix(".weight")
+        self.line(case, short[-38:], judge(case, worst, ours, record[worst], record))
 
     def crashed(self, case: str, error: Exception, record: Arrays) -> None:
         """Every array of a record that could not be computed."""

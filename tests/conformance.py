@@ -2,7 +2,7 @@
 
     python tests/conformance.py DIR [--only A_math 'E*' ...]
 
-DIR holds `checkpoints/` and the records of groups A to E (`docs/conformance.md`). Prints one line
+DIR holds `checkpoints/` and the records of groups A to F (`docs/conformance.md`). Prints one line
 per recorded array, then `N passed, M failed`. Exit status 0: none failed; 1: some did; 2: DIR is
 not such a folder.
 
@@ -37,18 +37,21 @@ from ie_jax.editing.editor import use_compilation_cache
 from ie_jax.editing.guidance import NEGLIGIBLE, StepRecord, Strength, norm, rescale_factor
 from ie_jax.editing.guiders import Guider, make_guider, map_difference
 from ie_jax.editing.program import Models
-from ie_jax.editing.statistics import from_uint8, match_statistics, to_uint8
+from ie_jax.editing.statistics import match_statistics
 from ie_jax.errors import UserError
 from ie_jax.models.attention import probabilities
 from ie_jax.models.execution import Execution, Precision
 from ie_jax.models.lora import merge, round_to_fp16
 from ie_jax.models.networks import denoiser, encode_text, vae
+from ie_jax.models.pixels import from_uint8, to_uint8
 from ie_jax.models.tokenizer import PromptCut, Tokenizer
 from ie_jax.models.unet import UNet, guidance_embedding, sinusoidal_embedding
 from ie_jax.weights.local import local_files
 from ie_jax.weights.names import local
 from ie_jax.weights.pipeline import Weights, convert_files
+from tests import training_records
 from tests.comparison import EDIT, Arrays, Report
+from tests.training_records import TENSORS, Training
 
 Ours = dict[str, Any]
 """Our arrays by their names in the records."""
@@ -98,12 +101,14 @@ class Recording:
     def __init__(self, folder: Path) -> None:
         """Raises UserError if it is not such a folder."""
         self.folder = folder
-        self.cases = sorted(path.stem for path in folder.glob("[ABCDE]*.npz"))
+        records = [*folder.glob("[ABCDEF]*.npz"), *folder.glob("F_losses*.json")]
+        self.cases = sorted(path.stem for path in records)
         if not self.cases:
-            raise UserError(f"{folder} holds no records of groups A to E (such as A_math.npz)")
+            raise UserError(f"{folder} holds no records of groups A to F (such as A_math.npz)")
         files = local_files(folder / "checkpoints")
         architecture, weights = convert_files(files)
-        weights = jax.device_put(weights)
+        self.unrounded: Weights = jax.device_put(weights)  # as training reads them
+        weights = self.unrounded
         self.weights: Weights = weights.replace(  # as the published editing code loads them
             forward=round_to_fp16(weights.forward), backward=round_to_fp16(weights.backward)
         )
@@ -112,6 +117,8 @@ class Recording:
 
     def record(self, case: str) -> Arrays:
         """The arrays of a case."""
+        if not (self.folder / f"{case}.npz").exists():
+            return {name: np.float64(x) for name, x in self.json(case).items()}
         with np.load(self.folder / f"{case}.npz") as arrays:
             return dict(arrays)
 
@@ -148,6 +155,11 @@ class Recording:
         vae = [self.record(case) for case in self.cases if case.startswith("A_vae")]
         found = [x[name] for x in (record, *inversions, *vae) if name in x]
         return next((x for x in found if x.shape == shape), None)
+
+    @functools.cached_property
+    def training(self) -> Training:
+        """What the cases of group F share."""
+        return Training(self.models, self.unrounded, self.ids, self.record, self.json)
 
     @functools.cached_property
     def guiders(self) -> tuple[Guider, ...]:
@@ -549,6 +561,11 @@ def attention_of(record: Arrays, seen: Ours) -> Ours:
     return ours
 
 
+def of_training(compute: training_records.Case) -> Callable[[Recording, str, Arrays], Ours]:
+    """A case of group F."""
+    return lambda recording, case, record: compute(recording.training, case, record)
+
+
 # --- The command ---------------------------------------------------------------------------------
 
 CASES: dict[str, Callable[[Recording, str, Arrays], Ours]] = {
@@ -561,6 +578,7 @@ CASES: dict[str, Callable[[Recording, str, Arrays], Ours]] = {
     "B_inversion*": inversion_case,
     "B_generation*": generation_case,
     EDIT: edit_case,
+    **{cases: of_training(compute) for cases, compute in training_records.CASES.items()},
 }
 
 
@@ -575,7 +593,8 @@ def check(recording: Recording, case: str, report: Report) -> None:
     except Exception as error:  # whatever it is, the other cases are still of interest
         report.crashed(case, error, record)
     else:
-        report.compare(case, ours, record)
+        compare = report.compare_tensors if fnmatch(case, TENSORS) else report.compare
+        compare(case, ours, record)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -30,8 +30,7 @@ from ie_jax.errors import UserError
 from ie_jax.models.execution import dtype
 from ie_jax.models.lora import round_to_fp16
 from ie_jax.models.tokenizer import Tokenizer
-from ie_jax.weights.download import home
-from ie_jax.weights.load import grid, load_pipeline
+from ie_jax.weights.load import grid, load_pipeline, use_compilation_cache
 from ie_jax.weights.pipeline import Pipeline, Weights
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -41,13 +40,6 @@ Announce = Callable[[str], AbstractContextManager[None]]
 def silent(_: str) -> AbstractContextManager[None]:
     """Announce nothing."""
     return nullcontext()
-
-
-def use_compilation_cache() -> None:
-    """Keep compiled programs on disk, unless the user has chosen a place for them."""
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str(home() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 class Program:

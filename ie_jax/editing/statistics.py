@@ -1,20 +1,11 @@
 """The published last step: the edit's brightness and contrast become the source's."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
+
+from ie_jax.models.pixels import Pixels
 
 FLAT = 1e-7
-Pixels = UInt8[Array, "b H W 3"]
-
-
-def to_uint8(x: Float[Array, "b H W 3"]) -> Pixels:
-    """Image in [-1, 1] to 0..255, clipped and truncated as published."""
-    return (jnp.clip(x / 2 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8)
-
-
-def from_uint8(pixels: Pixels) -> Float[Array, "b H W 3"]:
-    """0..255 to [-1, 1]."""
-    return pixels.astype(jnp.float32) / 127.5 - 1.0
 
 
 def mean_std(pixels: Pixels) -> tuple[Float[Array, " b"], Float[Array, " b"]]:

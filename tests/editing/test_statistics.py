@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ie_jax.editing.statistics import from_uint8, match_statistics, mean_std, to_uint8
+from ie_jax.editing.statistics import match_statistics, mean_std
+from ie_jax.models.pixels import from_uint8, to_uint8
 
 
 def pixels(seed: int, low: int = 60, high: int = 190) -> jax.Array:

@@ -1,0 +1,385 @@
+"""Cycle-consistency fine-tuning of the forward model's LoRA (method 3): the paper's contribution.
+
+Three losses: the cycle (an image inverted and generated again should be the image), preservation
+and distillation (the forward model should remain what it was distilled to be).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from ie_jax.diffusion.consistency import consistency_step
+from ie_jax.diffusion.schedule import BOUNDARIES, Schedule, make_schedule
+from ie_jax.diffusion.trajectory import (
+    Denoiser,
+    generate,
+    invert,
+    per_step,
+    walk,
+    with_text,
+)
+from ie_jax.errors import UserError
+from ie_jax.models.execution import DType, dtype
+from ie_jax.models.lpips import lpips
+from ie_jax.models.networks import Context, Latents, Network, Networks, denoiser, encode_text, vae
+from ie_jax.models.pixels import Image, from_uint8, to_uint8
+from ie_jax.training.losses import (
+    Distance,
+    Timesteps,
+    distillation_target,
+    forward_grid,
+    noised,
+    patchwise,
+    preservation_start,
+    pseudo_huber,
+    squared,
+)
+from ie_jax.training.stage import Loss, Metrics, Stage, Tree
+
+LATENT: dict[str, Distance] = {"huber": pseudo_huber, "l2": squared}
+"""Distances between latents, by the name that a config gives them."""
+
+
+@dataclass(frozen=True)
+class CycleConfig:
+    """What cycle fine-tuning computes. The defaults are the published run's."""
+
+    order: Literal["in_turn", "sum"] = "in_turn"
+    """in_turn: an update for each loss of a batch, distillation, cycle, preservation, as published.
+    sum: one update for the weighted sum, as the paper writes, with shared network calls."""
+    distance: Literal["lpips", "huber", "l2"] = "lpips"
+    """What the cycle loss compares by: LPIPS between patches of images, or latents."""
+    latent_distance: Literal["huber", "l2"] = "huber"
+    """What distillation and preservation compare latents by."""
+    target: Literal["decoded", "image"] = "decoded"
+    """What LPIPS compares with: the decoded latent of the image, as published, or the image."""
+    patch_size: int = 224
+    """Side of LPIPS' patches, pixels."""
+    patch_stride: int = 110
+    """Distance between patches. 110 leaves 68 rows and columns of 512 uncovered, as published;
+    144 covers all."""
+    cycle_weight: float = 1.0
+    """0 leaves a loss out."""
+    preservation_weight: float = 1.5
+    distillation_weight: float = 1.0
+    guidance: float = 0.0
+    """w of the cycle's generation from its second step on."""
+    start_noise: bool = False
+    """Noise the latent at the start of the cycle's inversion, as editing does by default."""
+    start_timestep: int = 0
+    """Where the cycle's inversion starts."""
+    boundaries: tuple[int, ...] = BOUNDARIES
+    """Timesteps between the segments, rising."""
+    grid_start: int = 19
+    """First timestep of the teacher's grid; stands for 0 in preservation."""
+    grid_steps: int = 50
+    """Steps of the teacher's grid."""
+    perceptual_compute: DType = "float32"
+    """Number type of LPIPS' convolutions."""
+
+    def __post_init__(self) -> None:
+        weights = (self.cycle_weight, self.preservation_weight, self.distillation_weight)
+        if min(weights) < 0 or max(weights) == 0:
+            raise UserError("the weights of the losses must not be negative, nor all be 0")
+        if self.patch_size < 1 or self.patch_stride < 1:
+            raise UserError("patch_size and patch_stride must be positive")
+        if self.grid_steps < 2 or not 0 <= self.grid_start < min(self.boundaries, default=0):
+            raise UserError(
+                "the teacher's grid needs 2 or more steps and a start below the first boundary"
+            )
+
+
+@struct.dataclass
+class Frozen:
+    """What cycle fine-tuning reads and never changes."""
+
+    unet: Tree
+    """The guidance-distilled teacher, base of both consistency models."""
+    backward: Tree
+    """LoRA of the backward model."""
+    vae: Tree
+    text_encoder: Tree | None
+    """None where batches bring text embeddings."""
+    perceptual: Tree | None
+    """LPIPS; None where the cycle loss compares latents."""
+    schedule: Schedule
+
+
+@struct.dataclass
+class Example:
+    """A batch as the losses see it: what they share, and every random draw."""
+
+    latents: Latents
+    """A sample of the posterior, scaled."""
+    context: Context
+    noise: Latents
+    index: Int[Array, " b"]
+    """Grid point of distillation, 0 .. grid_steps - 2."""
+    segment: Int[Array, " b"]
+    """Segment of preservation, 0 .. n - 1."""
+    guidance: Float[Array, "b n"]
+    """w of the cycle's generation."""
+    target: Image | None
+    """What LPIPS compares the reconstruction with, in [-1, 1], not clamped."""
+
+
+class Models(NamedTuple):
+    """The three denoisers of a batch."""
+
+    forward: Network
+    backward: Denoiser
+    teacher: Denoiser
+
+
+class Departure(NamedTuple):
+    """Where a loss begins: a step of the forward model from z at t to s, which should reach
+    `target`."""
+
+    z: Latents
+    t: Timesteps
+    s: Timesteps
+    target: Latents
+
+
+def cycle_schedule(config: CycleConfig, betas: tuple[float, float, int]) -> Schedule:
+    """The cycle's steps: w = 0 in the first step of generation, the config's from the second on."""
+    guidance = [0.0] + [config.guidance] * (len(config.boundaries) - 1)
+    return make_schedule(
+        config.boundaries, config.start_timestep, guidance, config.start_noise, betas
+    )
+
+
+def latents_and_target(
+    config: CycleConfig,
+    networks: Networks,
+    frozen: Frozen,
+    batch: Mapping[str, Array],
+    noise: Latents,
+) -> tuple[Latents, Image | None]:
+    """A sample of the posterior, scaled, and LPIPS' target; from pixels, or from the posterior of a
+    cached batch."""
+    model, variables = vae(networks), {"params": frozen.vae}
+    if "mean" in batch:
+        mean, std = batch["mean"].astype(jnp.float32), batch["std"].astype(jnp.float32)
+    else:
+        x = from_uint8(batch["pixels"])
+        mean, std = model.apply(variables, x, method="moments")  # type: ignore[misc]
+    z = (mean + std * noise) * networks.architecture.vae.scaling_factor
+    if config.distance != "lpips" or not config.cycle_weight:
+        return z, None
+    if config.target == "image":
+        return z, from_uint8(batch["pixels"])
+    decoded: Array = model.apply(variables, z, method="decode")  # type: ignore[assignment]
+    return z, decoded
+
+
+def prepare(
+    config: CycleConfig,
+    networks: Networks,
+    frozen: Frozen,
+    batch: Mapping[str, Array],
+    keys: Array,
+) -> Example:
+    """What the losses of a batch share, without gradient; one key per image.
+
+    Args:
+        batch: `pixels` uint8 (b, H, W, 3) and `ids` (b, n); or, cached, `mean` and `std` of the
+            posterior (b, h, w, c), `context` (b, n, c) and, for the target `image`, `pixels`.
+    """
+    b, n = keys.shape[0], frozen.schedule.steps
+    if "mean" in batch:
+        shape = batch["mean"].shape[1:]
+    else:
+        height, width = (x // networks.architecture.vae.factor for x in batch["pixels"].shape[1:3])
+        shape = (height, width, networks.architecture.vae.latent_channels)
+
+    def draw(key: Array) -> tuple[Array, ...]:
+        posterior, noise, index, segment = jax.random.split(key, 4)
+        return (
+            jax.random.normal(posterior, shape),
+            jax.random.normal(noise, shape),
+            jax.random.randint(index, (), 0, config.grid_steps - 1),
+            jax.random.randint(segment, (), 0, n),
+        )
+
+    posterior, noise, index, segment = jax.vmap(draw)(keys)
+    z, target = latents_and_target(config, networks, frozen, batch, posterior)
+    if "context" in batch:
+        context = batch["context"].astype(dtype(networks.precision.output))
+    else:
+        context = encode_text(networks, frozen.text_encoder, batch["ids"])
+    guidance = jnp.broadcast_to(frozen.schedule.guidance, (b, n))
+    example = Example(z, context, noise, index, segment, guidance, target)
+    return lax.stop_gradient(example)
+
+
+def models_of(networks: Networks, lora: Tree, frozen: Frozen, context: Context) -> Models:
+    """The denoisers; all but the forward model, which takes batches of several texts, for the
+    batch's own texts."""
+    forward, backward = (denoiser(networks, frozen.unet, x) for x in (lora, frozen.backward))
+    teacher = denoiser(networks, frozen.unet)
+    return Models(forward, with_text(backward, context), with_text(teacher, context))
+
+
+def distillation(
+    config: CycleConfig, models: Models, example: Example, schedule: Schedule
+) -> Departure:
+    """Consistency distillation: from a point of the teacher's grid to the next boundary."""
+    abar, forward = schedule.abar, with_text(models.forward, example.context)
+    t, next_t, s = forward_grid(
+        example.index, config.grid_start, config.grid_steps, schedule.forward_s, len(abar)
+    )
+    z = noised(abar, example.latents, example.noise, t)
+    w = jnp.zeros(t.shape)
+    target = distillation_target(forward, models.teacher, abar, z, t, next_t, s, w)
+    return Departure(z, t, s, target)
+
+
+def cycle(config: CycleConfig, models: Models, example: Example, schedule: Schedule) -> Departure:
+    """The whole way to noise and back: the first step of inversion; the target is the start."""
+    t, s = (per_step(x, len(example.latents))[0] for x in (schedule.forward_t, schedule.forward_s))
+    z = noised(schedule.abar, example.latents, example.noise, t)
+    z = jnp.where(schedule.start_noise > 0, z, example.latents)
+    return Departure(z, t, s, example.latents)
+
+
+def preservation(
+    config: CycleConfig, models: Models, example: Example, schedule: Schedule
+) -> Departure:
+    """Forward preservation: back to where the backward model's step over a segment came from."""
+    upper = schedule.forward_s[example.segment]
+    ends = jnp.concatenate([jnp.array([config.grid_start]), schedule.forward_s[:-1]])
+    lower = ends[example.segment]
+    z = noised(schedule.abar, example.latents, example.noise, upper)
+    start = preservation_start(models.backward, schedule.abar, z, upper, lower)
+    return Departure(start, lower, upper, z)
+
+
+DEPARTURES: dict[str, Callable[[CycleConfig, Models, Example, Schedule], Departure]] = {
+    "distillation": distillation,
+    "cycle": cycle,
+    "preservation": preservation,
+}
+"""The losses in their published order."""
+
+
+def depart(models: Models, context: Context, departures: Mapping[str, Departure]) -> dict[str, Any]:
+    """eps of the forward model for every departure (w = 0): one call for all of them."""
+    z = jnp.concatenate([x.z for x in departures.values()])
+    t = jnp.concatenate([x.t for x in departures.values()])
+    context = jnp.tile(context, (len(departures), 1, 1))
+    eps, _ = models.forward(z, t, jnp.zeros(t.shape), context)
+    return dict(zip(departures, jnp.split(eps, len(departures)), strict=True))
+
+
+def return_trip(
+    models: Models, z: Latents, example: Example, schedule: Schedule, unroll: int
+) -> Latents:
+    """From the end of inversion's first step to noise, and back to a clean latent."""
+    t, s = (per_step(x, len(z))[1:] for x in (schedule.forward_t, schedule.forward_s))
+    forward = with_text(models.forward, example.context)
+    there = walk(forward, z, schedule.abar, t, s, jnp.zeros(t.shape), unroll)
+    noise = there.latents[-1] if len(t) else z
+    schedule = replace(schedule, guidance=example.guidance)
+    return generate(models.backward, noise, schedule, unroll).latents[-1]
+
+
+def cycle_distance(
+    config: CycleConfig, networks: Networks, frozen: Frozen, example: Example, z: Latents
+) -> Float[Array, " b"]:
+    """How far a latent that came back from noise is from where it started."""
+    if config.distance != "lpips":
+        return LATENT[config.distance](z, example.latents)
+    assert example.target is not None
+    measure = partial(lpips, frozen.perceptual, compute=dtype(config.perceptual_compute))
+    distance = patchwise(measure, config.patch_size, config.patch_stride)
+
+    def of_decoded(z: Latents) -> Array:
+        decoded: Array = vae(networks).apply({"params": frozen.vae}, z, method="decode")  # type: ignore[assignment]
+        return distance(decoded, example.target)
+
+    remat = networks.execution.remat_call or networks.execution.remat_block
+    return (jax.checkpoint(of_decoded) if remat else of_decoded)(z)
+
+
+def make_loss(config: CycleConfig, networks: Networks, weights: Mapping[str, float]) -> Loss:
+    """The weighted sum of the losses named, which share a call of the forward model."""
+    latent = LATENT[config.latent_distance]
+
+    def loss(lora: Tree, frozen: Frozen, example: Example) -> tuple[Float[Array, ""], Metrics]:
+        schedule = frozen.schedule
+        models = models_of(networks, lora, frozen, example.context)
+        departures = {name: DEPARTURES[name](config, models, example, schedule) for name in weights}
+        eps = depart(models, example.context, departures)
+        values: Metrics = {}
+        for name, at in departures.items():
+            z = consistency_step(schedule.abar, at.z, eps[name], at.t, at.s)
+            if name == "cycle":
+                z = return_trip(models, z, example, schedule, networks.execution.unrolled)
+                values[name] = cycle_distance(config, networks, frozen, example, z).mean()
+            else:
+                values[name] = latent(z, at.target).mean()
+        return sum((weights[name] * x for name, x in values.items()), jnp.float32(0)), values
+
+    return loss
+
+
+def updates(config: CycleConfig, networks: Networks) -> dict[str, Loss]:
+    """The updates of a batch: one for each loss in turn, or one for their sum."""
+    weights = {
+        "distillation": config.distillation_weight,
+        "cycle": config.cycle_weight,
+        "preservation": config.preservation_weight,
+    }
+    used = {name: weight for name, weight in weights.items() if weight}
+    if config.order == "sum":
+        return {"sum": make_loss(config, networks, used)}
+    return {name: make_loss(config, networks, {name: weight}) for name, weight in used.items()}
+
+
+def evaluate(
+    config: CycleConfig, networks: Networks, lora: Tree, frozen: Frozen, batch: Mapping[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Reconstruction of held-out images through noise, w = 0, from the posterior's mean: MSE on
+    [-1, 1] and PSNR (dB) to the image, both of the 8-bit picture, and LPIPS of the whole image."""
+    pixels = batch["pixels"]
+    x = from_uint8(pixels)
+    model, variables = vae(networks), {"params": frozen.vae}
+    z: Latents = model.apply(variables, x, method="encode")  # type: ignore[assignment]
+    context = encode_text(networks, frozen.text_encoder, batch["ids"])
+    models = models_of(networks, lora, frozen, context)
+    schedule = replace(frozen.schedule, guidance=jnp.zeros(frozen.schedule.steps))
+    forward = with_text(models.forward, context)
+    noise = invert(forward, z, jnp.zeros(z.shape), replace(schedule, start_noise=jnp.float32(0)))
+    back = generate(models.backward, noise.latents[-1], schedule).latents[-1]
+    decoded: Array = model.apply(variables, back, method="decode")  # type: ignore[assignment]
+    result = to_uint8(decoded)
+    mse = squared(from_uint8(result), x)
+    metrics = {"mse": mse, "psnr": 10 * jnp.log10(4 / jnp.maximum(mse, 1e-10))}
+    if frozen.perceptual is not None:
+        metrics["lpips"] = lpips(frozen.perceptual, jnp.clip(decoded, -1, 1), x)
+    return metrics, {"source": pixels, "reconstruction": result}
+
+
+def cycle_stage(
+    config: CycleConfig,
+    networks: Networks,
+    optimiser: optax.GradientTransformation,
+    ema: float | None = None,
+) -> Stage:
+    """The stage for the loop. `networks` runs with its execution resolved for gradients."""
+    return Stage(
+        prepare=partial(prepare, config, networks),
+        updates=updates(config, networks),
+        optimiser=optimiser,
+        evaluate=partial(evaluate, config, networks),
+        ema=ema,
+    )

@@ -1,0 +1,100 @@
+"""One batch of training as one program, on any number of devices."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+
+from ie_jax.training.sharding import DATA
+from ie_jax.training.stage import Loss, Metrics, Stage, State, Tree
+
+Step = Callable[[State, Tree, Mapping[str, Array], Array], tuple[State, Metrics]]
+
+
+def make_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
+    """`step(state, frozen, batch, key) -> (state, metrics)`, to be jitted with `state` donated.
+
+    The batch is split over the mesh's data axis by hand, so that gradients of the parameters cross
+    devices once per update, whatever the loss does; its fsdp axis is left to the compiler. An
+    update whose loss or gradient is not finite leaves the state as it was (the metrics tell).
+
+    Args:
+        accumulate: micro-batches that a device's share of a batch is computed in.
+    """
+
+    def on_device(
+        state: State, frozen: Tree, batch: Mapping[str, Array], keys: Array
+    ) -> tuple[State, Metrics]:
+        examples = micro_batches(
+            lambda part: stage.prepare(frozen, *part), (batch, keys), accumulate
+        )
+        metrics: Metrics = {}
+        params, optimiser = state.params, state.optimiser
+        for name, loss in stage.updates.items():
+            (value, extra), gradient = mean_gradient(loss, params, frozen, examples, accumulate)
+            value, extra, gradient = lax.pmean((value, extra, gradient), DATA)
+            norm = optax.global_norm(gradient)
+            changes, new_optimiser = stage.optimiser.update(gradient, optimiser, params)
+            finite = jnp.isfinite(value) & jnp.isfinite(norm)
+            params, optimiser = choose(
+                finite, (optax.apply_updates(params, changes), new_optimiser), (params, optimiser)
+            )
+            metrics |= {f"{name}/loss": value, f"{name}/gradient_norm": norm}
+            metrics |= {f"{name}/{key}": x for key, x in extra.items()}
+        average = state.average
+        if stage.ema is not None:
+            average = optax.incremental_update(params, average, 1.0 - stage.ema)
+        return State(state.step + 1, params, optimiser, average), metrics
+
+    def step(
+        state: State, frozen: Tree, batch: Mapping[str, Array], key: Array
+    ) -> tuple[State, Metrics]:
+        items = jax.tree.leaves(batch)[0].shape[0]
+        sharded = jax.shard_map(
+            on_device,
+            mesh=mesh,
+            in_specs=(P(), P(), P(DATA), P(DATA)),
+            out_specs=P(),
+            axis_names={DATA},
+            check_vma=False,
+        )
+        return sharded(state, frozen, batch, jax.random.split(key, items))
+
+    return step
+
+
+def micro_batches(function: Callable[[Any], Tree], batch: Any, count: int) -> Tree:
+    """`function` of each of `count` parts of a batch, stacked; of the whole where that is one."""
+    if count == 1:
+        return function(batch)
+    return lax.map(function, jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch))
+
+
+def mean_gradient(
+    loss: Loss, params: Tree, frozen: Tree, examples: Tree, count: int
+) -> tuple[tuple[Array, Metrics], Tree]:
+    """Loss, metrics and gradient, as means over `count` stacked micro-batches."""
+    of_part = jax.value_and_grad(loss, has_aux=True)
+    if count == 1:
+        result: tuple[tuple[Array, Metrics], Tree] = of_part(params, frozen, examples)
+        return result
+
+    def add(total: Tree, example: Tree) -> tuple[Tree, None]:
+        return jax.tree.map(jnp.add, total, of_part(params, frozen, example)), None
+
+    part = jax.tree.map(lambda x: x[0], examples)
+    shapes = jax.eval_shape(of_part, params, frozen, part)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = lax.scan(add, zeros, examples)
+    return jax.tree.map(lambda x: x / count, total)
+
+
+def choose(condition: Array, yes: Tree, no: Tree) -> Tree:
+    """One tree or the other."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)

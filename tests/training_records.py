@@ -1,0 +1,380 @@
+"""Group F of the recorded data: losses, gradients and updates of fine-tuning.
+
+The program is the package's own step: a batch of three updates, as published. An optimiser that
+notes what passes through it gives the gradients and the changes of each update. The records' draws
+take the place of the package's.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ie_jax.diffusion.consistency import consistency_step
+from ie_jax.diffusion.trajectory import generate, invert, with_text
+from ie_jax.models.lpips import lpips, lpips_shapes, per_layer
+from ie_jax.models.networks import Networks, encode_text, vae
+from ie_jax.models.pixels import from_uint8
+from ie_jax.training import cycle
+from ie_jax.training.cycle import LATENT, CycleConfig, Example, Frozen, models_of, updates
+from ie_jax.training.losses import forward_grid, pseudo_huber, squared, teacher_step
+from ie_jax.training.sharding import make_mesh
+from ie_jax.training.stage import Loss, Stage, initial_state
+from ie_jax.training.step import make_step
+from ie_jax.weights.convert import convert, find, flatten
+from ie_jax.weights.names import LORA, LPIPS
+from ie_jax.weights.pipeline import Weights
+from tests.comparison import Arrays
+from tests.lpips_recipe import upstream_weights
+
+Ours = dict[str, Any]
+STEPS = ("1_forward", "2_align", "3_preserve")
+LOSSES = {"forward": "distillation", "align": "cycle", "preserve": "preservation"}
+"""The records' names of the losses, in the order of their updates, and ours."""
+KINDS = {"l2": 0, "huber": 1}
+GIVEN: Any = "given"
+"""The distance between latents that a batch names by its `kind`."""
+
+
+def nhwc(x: np.ndarray) -> jax.Array:
+    """Channels last."""
+    return jnp.moveaxis(jnp.asarray(x), -3, -1)
+
+
+def nchw(x: Any) -> np.ndarray:
+    """Channels before rows and columns."""
+    return np.moveaxis(np.asarray(x), -1, -3)
+
+
+class Noted(NamedTuple):
+    """State of an optimiser that notes what passes through it."""
+
+    inner: Any
+    count: jax.Array
+    rate: jax.Array
+    """Times which changes are made: with 0 every gradient is one at the initial parameters."""
+    gradients: Any
+    changes: Any
+    """Trees with a leading axis, one entry per update."""
+
+
+def noting(optimiser: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimiser with a memory of the updates of one batch."""
+
+    def init(params: Any) -> Noted:
+        none = jax.tree.map(lambda x: jnp.zeros((len(STEPS), *x.shape)), params)
+        return Noted(optimiser.init(params), jnp.int32(0), jnp.float32(1), none, none)
+
+    def update(gradient: Any, state: Noted, params: Any = None) -> tuple[Any, Noted]:
+        changes, inner = optimiser.update(gradient, state.inner, params)
+        changes = jax.tree.map(lambda x: state.rate * x, changes)
+
+        def note(notes: Any, tree: Any) -> Any:
+            return jax.tree.map(lambda a, x: a.at[state.count].set(x), notes, tree)
+
+        notes = note(state.gradients, gradient), note(state.changes, changes)
+        return changes, Noted(inner, state.count + 1, state.rate, *notes)
+
+    return optax.GradientTransformation(init, update)
+
+
+def switched(config: CycleConfig, networks: Networks, name: str) -> Loss:
+    """A loss of the package whose distance between latents is a matter of the batch, so that one
+    program serves all kinds of records."""
+
+    def loss(lora: Any, frozen: Any, batch: Any) -> Any:
+        def given(x: Any, y: Any) -> Any:
+            return jnp.where(batch["kind"][0] == KINDS["l2"], squared(x, y), pseudo_huber(x, y))
+
+        with mock.patch.dict(cycle.LATENT, {GIVEN: given}):
+            return updates(config, networks)[name](lora, frozen, batch["example"])
+
+    return loss
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def intermediates(networks: Networks, lora: Any, frozen: Frozen, example: Example) -> Ours:
+    """What the losses compute on the way."""
+    config, schedule = CycleConfig(), frozen.schedule
+    abar = schedule.abar
+    models = models_of(networks, lora, frozen, example.context)
+    forward = with_text(models.forward, example.context)
+    t, next_t, _ = forward_grid(
+        example.index, config.grid_start, config.grid_steps, schedule.forward_s, len(abar)
+    )
+    at = cycle.distillation(config, models, example, schedule)
+    eps, w = forward(at.z, at.t, jnp.zeros(at.t.shape)), jnp.zeros(at.t.shape)
+    there = invert(forward, example.latents, example.noise, schedule)
+    back = generate(models.backward, there.latents[-1], schedule)
+    kept = cycle.preservation(config, models, example, schedule)
+    arrived = consistency_step(abar, kept.z, forward(kept.z, kept.t, w), kept.t, kept.s)
+    return {
+        "fwd.start_timesteps": t,
+        "fwd.next_timesteps": next_t,
+        "fwd.boundary_timesteps": at.s,
+        "fwd.noisy": at.z,
+        "fwd.student_eps": eps,
+        "fwd.student_pred": consistency_step(abar, at.z, eps, at.t, at.s),
+        "fwd.teacher_eps": models.teacher(at.z, at.t, w),
+        "fwd.x_next": teacher_step(models.teacher, abar, at.z, at.t, next_t, w),
+        "fwd.target": at.target,
+        "align.trajectory": jnp.concatenate([there.latents, back.latents]),
+        "preserve": {kind: d(arrived, kept.target) for kind, d in LATENT.items()},
+    }
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Everything a step of the records starts from."""
+
+    frozen: Frozen
+    example: Example
+
+    def with_guidance(self, w: np.ndarray) -> "Batch":
+        """With w (b) in the cycle's generation from its second step on."""
+        n = self.frozen.schedule.steps
+        guidance = np.stack([0 * w, *([w] * (n - 1))], axis=1)
+        return replace(self, example=replace(self.example, guidance=jnp.asarray(guidance)))
+
+
+class Training:
+    """The programs and results that several records of group F share."""
+
+    def __init__(
+        self,
+        networks: Networks,
+        weights: Weights,
+        ids: Callable[[list[str]], np.ndarray],
+        record: Callable[[str], Arrays],
+        json: Callable[[str], Any],
+    ) -> None:
+        self.networks, self.weights, self.record = networks, weights, record
+        self.ids, self.json = ids, json
+        self.optimiser = optax.chain(
+            optax.clip_by_global_norm(1.0), optax.adamw(8e-6, 0.9, 0.999, 1e-8, weight_decay=0.0)
+        )
+
+    @functools.cached_property
+    def perceptual(self) -> Any:
+        """LPIPS of the records' recipe, float32."""
+        seed = int(self.record("F_lpips")["vgg_seed"])
+        upstream = dict(upstream_weights(seed))
+        return jax.device_put(convert(upstream, LPIPS, lpips_shapes(), "the recipe"))
+
+    def frozen(self, perceptual: bool) -> Frozen:
+        """What training reads."""
+        w = self.weights
+        schedule = cycle.cycle_schedule(CycleConfig(), self.networks.architecture.betas)
+        lpips_params = self.perceptual if perceptual else None
+        return Frozen(w.unet, w.backward, w.vae, w.text_encoder, lpips_params, schedule)
+
+    @functools.cached_property
+    def latent_batch(self) -> Batch:
+        """F_batch: four images of 128 px, losses on latents."""
+        record = self.record("F_batch")
+        config, frozen = CycleConfig(distance="l2"), self.frozen(perceptual=False)
+        noise = nhwc(record["posterior_noise"])
+        batch = {"pixels": jnp.asarray(record["images_u8"])}
+        make = jax.jit(functools.partial(cycle.latents_and_target, config, self.networks))
+        z, _ = make(frozen, batch, noise)
+        embed = jax.jit(encode_text, static_argnums=0)
+        ids = self.ids(self.json("F_captions")["captions"])
+        context = embed(self.networks, frozen.text_encoder, ids)
+        return self.batch(frozen, record, z, context, None)
+
+    @functools.cached_property
+    def image_batch(self) -> Batch:
+        """F_lpips: two latents of 512 px, the cycle's loss on images."""
+        record, frozen = self.record("F_lpips"), self.frozen(perceptual=True)
+        z = nhwc(record["latents"])
+        decode = jax.jit(lambda p, z: vae(self.networks).apply({"params": p}, z, method="decode"))
+        context = jnp.asarray(record["prompt_embeds"])
+        return self.batch(frozen, record, z, context, decode(frozen.vae, z))
+
+    def batch(self, frozen: Frozen, record: Arrays, z: Any, context: Any, target: Any) -> Batch:
+        """A batch with a record's draws."""
+        draws = (jnp.asarray(record[name]) for name in ("index", "endpoint_index"))
+        none = jnp.zeros((len(z), frozen.schedule.steps))
+        return Batch(frozen, Example(z, context, nhwc(record["noise"]), *draws, none, target))
+
+    def batch_of(self, kind: str) -> Batch:
+        """The batch of a kind of records: l2, huber, lpips, l2_w."""
+        if kind == "l2_w":
+            w = self.record("F_batch")["w_for_align_l2_w"].ravel()
+            return self.latent_batch.with_guidance(w)
+        return self.image_batch if kind == "lpips" else self.latent_batch
+
+    @functools.cache  # noqa: B019  lives as long as the command
+    def step(self, lpips: bool) -> Any:
+        """The published batch of three updates, as the one program of training."""
+        config = CycleConfig(distance="lpips" if lpips else GIVEN, latent_distance=GIVEN)
+        losses = {name: switched(config, self.networks, name) for name in LOSSES.values()}
+        stage = Stage(lambda frozen, batch, keys: batch, losses, noting(self.optimiser))
+        mesh = make_mesh(devices=jax.devices()[:1])
+        return stage, jax.jit(make_step(stage, mesh))
+
+    @functools.cache  # noqa: B019
+    def run(self, kind: str, rate: float) -> tuple[Ours, Noted]:
+        """Scalars of the three updates under the records' names, and their gradients and changes.
+
+        Args:
+            rate: 1: one after the other; 0: each from the initial LoRA.
+        """
+        batch, lpips = self.batch_of(kind), kind == "lpips"
+        stage, step = self.step(lpips)
+        state = initial_state(stage, self.weights.forward)
+        state = state.replace(optimiser=state.optimiser._replace(rate=jnp.float32(rate)))
+        # With LPIPS in the cycle, the published code takes Huber's for the other two.
+        number = KINDS["huber" if lpips else kind.removesuffix("_w")]
+        arrays = {"example": batch.example, "kind": jnp.full(len(batch.example.index), number)}
+        state, metrics = step(state, batch.frozen, arrays, jax.random.key(0))
+        noted: Noted = state.optimiser
+        scalars: Ours = {}
+        for i, name in enumerate(STEPS):
+            ours = LOSSES[name[2:]]
+            changes = jax.tree.map(lambda x, i=i: x[i], noted.changes)
+            scalars[f"{name}.loss"] = metrics[f"{ours}/{ours}"]
+            scalars[f"{name}.grad_norm"] = metrics[f"{ours}/gradient_norm"]
+            scalars[f"{name}.param_change_norm"] = optax.global_norm(changes)
+        return scalars, noted
+
+    def gradient(self, step: str, kind: str) -> Any:
+        """Of a loss at the initial LoRA."""
+        i = list(LOSSES).index(step)
+        return jax.tree.map(lambda x: x[i], self.run(kind, 0.0)[1].gradients)
+
+    def change(self, step: str, kind: str) -> Any:
+        """Of the LoRA after an update and those before it."""
+        i = STEPS.index(step)
+        return jax.tree.map(lambda x: x[: i + 1].sum(axis=0), self.run(kind, 1.0)[1].changes)
+
+    def scalars(self, kind: str) -> Ours:
+        """Losses and norms of all records of a kind: <step>_<kind>.*, seq_<kind>.<step>.*"""
+        each, sequence = (self.run(kind, rate)[0] for rate in (0.0, 1.0))
+        alone = {}
+        for name, x in each.items():
+            step, what = name.split(".")
+            alone[f"{step[2:]}_{kind}.{what}"] = x
+        return alone | {f"seq_{kind}.{name}": x for name, x in sequence.items()}
+
+
+def tensors_of(tree: Any, names: list[str]) -> Ours:
+    """A LoRA tree's leaves in the layout and under the names of the records."""
+    flat = flatten(tree)
+    ours: Ours = {}
+    for name in names:
+        leaf = np.asarray(flat[find(LORA, name)[1] or ""])
+        ours[name] = leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T
+    return ours
+
+
+def all_names(training: Training) -> list[str]:
+    """The names of all tensors of a LoRA, sorted."""
+    record = training.record("F_grads_align_l2")
+    return sorted(record)
+
+
+def tree_case(training: Training, tree: Any, record: Arrays) -> Ours:
+    """A tree against a record of tensors by name, whole or a subset with all norms."""
+    names = [name for name in record if name != "all_tensor_norms"]
+    ours = tensors_of(tree, names)
+    if "all_tensor_norms" in record:
+        everything = tensors_of(tree, all_names(training))
+        ours["all_tensor_norms"] = [float(np.linalg.norm(x)) for x in everything.values()]
+    return ours
+
+
+def batch_case(training: Training, case: str, record: Arrays) -> Ours:
+    """The batch, and what the losses compute on the way."""
+    batch, config = training.latent_batch, CycleConfig()
+    seen = intermediates(training.networks, training.weights.forward, batch.frozen, batch.example)
+    ours = {name: nchw(x) if x.ndim > 3 else x for name, x in seen.items() if name != "preserve"}
+    schedule = batch.frozen.schedule
+    stride = len(schedule.abar) // config.grid_steps
+    return ours | {
+        "latents": nchw(batch.example.latents),
+        "prompt_embeds": batch.example.context,
+        "w": batch.example.guidance[:, :1, None, None],
+        "ddim_timesteps": config.grid_start + stride * np.arange(config.grid_steps),
+        "endpoints": schedule.forward_t,
+        "forward_endpoints": schedule.forward_s,
+    }
+
+
+def gradients_case(training: Training, case: str, record: Arrays) -> Ours:
+    """F_grads_<step>_<kind>[_subset]."""
+    step, kind = case.removeprefix("F_grads_").removesuffix("_subset").split("_", 1)
+    return tree_case(training, training.gradient(step, kind), record)
+
+
+def changes_case(training: Training, case: str, record: Arrays) -> Ours:
+    """F_seq_<kind>_params_delta_after_<step>[_subset]."""
+    kind, step = case.removeprefix("F_seq_").removesuffix("_subset").split("_params_delta_after_")
+    return tree_case(training, training.change(step, kind), record)
+
+
+def losses_case(training: Training, case: str, record: Mapping[str, Any]) -> Ours:
+    """F_losses.json: scalars by name."""
+    kinds = {name.split(".")[0].split("_", 1)[1] for name in record}
+    ours: Ours = {}
+    for kind in kinds:
+        ours |= training.scalars(kind)
+    for name in record:
+        group, key = name.split(".", 1)
+        if key.startswith("log."):
+            kind = group.removeprefix("preserve_")
+            ours[name] = preserve_log(training, kind, key.removeprefix("log."))
+    return ours
+
+
+def preserve_log(training: Training, kind: str, name: str) -> Any:
+    """The preservation loss, or the share of it that the images of one segment have."""
+    batch = training.latent_batch
+    seen = intermediates(training.networks, training.weights.forward, batch.frozen, batch.example)
+    distances = seen["preserve"][kind]
+    ends = name.removeprefix("forward_preserve_loss").strip("_")
+    if ends:
+        upper = batch.frozen.schedule.forward_s[batch.example.segment]
+        distances = jnp.where(upper == int(ends.split("_")[0]), distances, 0.0)
+    return distances.mean()
+
+
+def lpips_case(training: Training, case: str, record: Arrays) -> Ours:
+    """LPIPS of a pair with its gradient, and the scalars of the published batch."""
+    params = training.perceptual
+    x, y = (from_uint8(jnp.asarray(record[f"img{i}_u8"])[None]) for i in (0, 1))
+    slope = jax.jit(jax.grad(lambda x, params, y: lpips(params, x, y).sum()))(x, params, y)
+    weights = dict(upstream_weights(int(record["vgg_seed"])))
+    ours: Ours = {
+        "value": jax.jit(lpips)(params, x, y)[:, None, None, None],
+        "per_layer": jax.jit(per_layer)(params, x, y)[:, 0],
+        "grad_img0_mean_abs": jnp.abs(slope).mean(),
+        "grad_img0_crop16": nchw(slope[:, 100:116, 100:116]),
+        "w": training.image_batch.example.guidance[:, :1, None, None],
+        **training.scalars("lpips"),
+    }
+    for name in record:
+        if name.startswith("check."):
+            tensor = weights[name.removeprefix("check.")].astype(np.float64)
+            ours[name] = [tensor.sum(), np.abs(tensor).sum(), *tensor.ravel()[:4]]
+        elif name.startswith("lin") and name[3:].isdigit():
+            ours[name] = params[name]["weight"]
+    return ours
+
+
+Case = Callable[[Training, str, Any], Ours]
+CASES: dict[str, Case] = {
+    "F_batch": batch_case,
+    "F_grads_*": gradients_case,
+    "F_seq_*": changes_case,
+    "F_losses": losses_case,
+    "F_lpips": lpips_case,
+}
+TENSORS = "F_[gs]*"
+"""Cases whose arrays are the tensors of a LoRA."""
