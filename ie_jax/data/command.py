@@ -1,0 +1,139 @@
+"""The command: encode pictures and captions once, for training on latents."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ie_jax.cli import parse, run
+from ie_jax.data.config import DataConfig
+from ie_jax.data.latents import Embed, Encode, cache_latents, fingerprint
+from ie_jax.data.open import open_source
+from ie_jax.data.pictures import Pictures
+from ie_jax.errors import UserError
+from ie_jax.models.execution import Execution, Precision
+from ie_jax.models.networks import Networks, encode_text, vae
+from ie_jax.models.pixels import from_uint8
+from ie_jax.models.tokenizer import Tokenizer
+from ie_jax.weights.load import load_pipeline
+from ie_jax.weights.pipeline import Weights
+
+DESCRIPTION = """Encode pictures and captions once: write the autoencoder's posterior and the text
+embeddings to a folder from which training reads them (source latents). A run that was interrupted
+goes on where it was when it is started again."""
+
+
+@dataclass(frozen=True)
+class CacheRequest:
+    """This run."""
+
+    output: str | None = None
+    """The folder to write."""
+    offline: bool = False
+    """Never use the network."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """What is encoded, and how."""
+
+    model: str = "sd15"
+    """random (untrained, tiny), sd15, or a folder of upstream files: the one to be trained."""
+    data: DataConfig = field(default_factory=DataConfig)
+    dtype: Literal["float16", "float32"] = "float16"
+    """Of posterior and embeddings on disk."""
+    pixels: bool = False
+    """Also keep the pictures: losses on pictures need them."""
+    batch_size: int = 8
+    """Pictures encoded at a time, a multiple of the devices."""
+    shard: int = 256
+    """Pictures per file."""
+    precision: Precision = field(default_factory=Precision)
+    """Number types of the text encoder."""
+    vae_precision: Precision = field(default_factory=Precision)
+    """Number types of the autoencoder."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.shard < 1:
+            raise UserError("batch_size and shard must be positive")
+
+
+def cache(argv: Sequence[str]) -> None:
+    """Run the command.
+
+    Raises:
+        UserError: bad input.
+    """
+    request, config, _ = parse(argv, DESCRIPTION, CacheRequest, CacheConfig)
+    if request.output is None:
+        raise UserError("--output is missing: name the folder to write")
+    if not config.data.path:
+        raise UserError("--data.path is missing: name the folder of the data")
+    if config.data.source == "latents":
+        raise UserError("--data.source latents: they are encoded already")
+    if config.batch_size % jax.device_count():
+        raise UserError(
+            f"--batch-size {config.batch_size} must be a multiple of the {jax.device_count()} "
+            "devices"
+        )
+    source = open_source(config.data, config.data.split)  # before gigabytes are fetched
+    pipeline = load_pipeline(config.model, offline=request.offline, progress=not request.quiet)
+    architecture = pipeline.architecture
+    size = config.data.size or architecture.unet.sample_size * architecture.vae.factor
+    if size % architecture.latent_factor:
+        raise UserError(f"--data.size {size} must divide by {architecture.latent_factor}")
+    networks = Networks(
+        architecture,
+        config.precision,
+        config.vae_precision,
+        Execution().resolve(config.precision),
+    )
+    encode, embed = encoders(networks, pipeline.weights)
+    length = architecture.text.max_position_embeddings
+    tokenizer = Tokenizer(pipeline.tokenizer)
+    index = cache_latents(
+        Pictures(source, lambda texts: tokenizer(texts, length), size, config.data.captions),
+        Path(request.output).expanduser(),
+        encode,
+        embed,
+        model=fingerprint(pipeline.weights.vae, pipeline.weights.text_encoder),
+        dtype=config.dtype,
+        pixels=config.pixels,
+        batch_size=config.batch_size,
+        shard=config.shard,
+        workers=config.data.workers,
+        max_broken=config.data.max_broken,
+        progress=not request.quiet,
+    )
+    print(f"wrote latents of {sum(index.counts)} images to {request.output}")
+
+
+def encoders(networks: Networks, weights: Weights) -> tuple[Encode, Embed]:
+    """Autoencoder and text encoder, each batch shared among all devices."""
+    mesh = Mesh(np.array(jax.devices()), ("device",))
+    split = NamedSharding(mesh, PartitionSpec("device"))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def moments(params: Any, pixels: jax.Array) -> Any:
+        return vae(networks).apply({"params": params}, from_uint8(pixels), method="moments")
+
+    def embed(params: Any, ids: jax.Array) -> jax.Array:
+        return encode_text(networks, params, ids)
+
+    def placed(function: Any, params: Any) -> Any:
+        jitted = jax.jit(function, in_shardings=(everywhere, split))
+        return partial(jitted, jax.device_put(params, everywhere))
+
+    return placed(moments, weights.vae), placed(embed, weights.text_encoder)
+
+
+def main() -> None:
+    """The console command."""
+    run(cache)
