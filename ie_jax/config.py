@@ -86,9 +86,10 @@ class EditConfig:
     """random (untrained, tiny), sd15, icd-sd15, icd-sd15-2, icd-sd15-3steps (published, downloaded
     once), or a folder of upstream files."""
     forward: str | None = None
-    """File name of the forward LoRA in a folder that holds several."""
+    """A forward LoRA for any model: a path with a folder in it, as ./forward_lora.safetensors. Or
+    its file name in a model's folder that holds several."""
     backward: str | None = None
-    """File name of the backward LoRA in a folder that holds several."""
+    """The backward LoRA, likewise."""
     boundaries: tuple[int, ...] | None = None
     """Timesteps between the segments, rising. None: those the model was trained for."""
     start_timestep: int | None = None

@@ -4,9 +4,11 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import filelock
+import jax
 import safetensors
 from safetensors.numpy import load_file, save_file
 
@@ -23,14 +25,22 @@ from ie_jax.weights.pipeline import (
     architecture,
     convert_files,
     read_configs,
+    read_lora,
     unflatten_weights,
 )
 from ie_jax.weights.random import random_pipeline
-from ie_jax.weights.sources import PIPELINE_FILES, PUBLISHED, Files, trained_grid
+from ie_jax.weights.sources import PIPELINE_FILES, PUBLISHED, Files, timesteps, trained_grid
 
 RANDOM = "random"
 FORMAT = 1  # of the cache: raised when conversion changes what it writes
 KEPT = 3  # converted models; each is as large as its sources
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs on disk, unless the user has chosen a place for them."""
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(home() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def load_pipeline(
@@ -44,15 +54,22 @@ def load_pipeline(
 
     Args:
         model: `random`, a name in `PUBLISHED`, or a folder of upstream files (see `local_files`).
-        forward, backward: file names of the LoRAs in such a folder, where it holds several.
+        forward, backward: for any model, path of a LoRA to take in the place of its own, with a
+            folder in it (`./lora.safetensors`); or file names of the LoRAs in a folder of upstream
+            files that holds several.
         offline: never use the network.
         progress: show download bars.
 
     Raises:
         UserError: unknown name, missing, damaged or unfitting files, or no place for the cache.
     """
+    names = {"forward": forward, "backward": backward}
+    own = {part: path for part, name in names.items() if (path := lora_file(name))}
+    names |= dict.fromkeys(own)
     try:
-        return load(model, forward, backward, offline, progress)
+        pipeline = load(model, names["forward"], names["backward"], offline, progress)
+        loras = {part: read_lora(path, pipeline.weights.unet) for part, path in own.items()}
+        return replace(pipeline, weights=replace(pipeline.weights, **loras)) if own else pipeline
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(
             f"cannot use the cache folder {home()}: {error}: name another in IE_JAX_HOME"
@@ -63,11 +80,14 @@ def load(
     model: str, forward: str | None, backward: str | None, offline: bool, progress: bool
 ) -> Pipeline:
     """`load_pipeline`, without a clear error where the cache folder cannot be used."""
+    name = forward or backward
+    if name and (model == RANDOM or model in PUBLISHED):
+        raise UserError(
+            f"no LoRA file {name!r}: give a path with a folder in it, such as ./{Path(name).name}"
+        )
     if model == RANDOM:
         return random_pipeline()
     if model in PUBLISHED:
-        if forward or backward:
-            raise UserError(f"{model!r} names its LoRA files itself: --forward needs a folder")
         source, folder = PUBLISHED[model], home() / "published"
         files = fetch(source, folder, offline=offline, progress=progress)
         return converted(files, check=lambda: verify(folder, source))
@@ -77,8 +97,19 @@ def load(
     return converted(local_files(Path(model), forward=forward, backward=backward))
 
 
+def lora_file(name: str | None) -> Path | None:
+    """The path of a LoRA of the user's own; None for what may be a name in a model's folder."""
+    path = Path(name or "").expanduser()
+    return path if len(path.parts) > 1 and path.is_file() else None
+
+
 def grid(model: str, forward: str | None, backward: str | None) -> tuple[int, tuple[int, ...]]:
     """Start timestep and boundaries that a model was trained for; nothing is downloaded."""
+    if own := lora_file(forward):
+        # What this program trains starts at 0, whatever the model it started from.
+        return next(iter(timesteps(own)), 0), grid(model, None, backward)[1]
+    if lora_file(backward):
+        return grid(model, forward, None)
     if model in PUBLISHED:
         return PUBLISHED[model].start_timestep, PUBLISHED[model].boundaries
     if model != RANDOM and Path(model).expanduser().is_dir():

@@ -123,6 +123,12 @@ class Files:
     backward: Path
 
 
+def timesteps(path: Path) -> tuple[int, ...]:
+    """The timesteps at the end of a published LoRA's name; none in other names."""
+    found = re.search(r"((?:_\d+){2,})$", path.stem)
+    return tuple(map(int, found[1].split("_")[1:])) if found else ()
+
+
 def trained_grid(files: Files) -> tuple[int, tuple[int, ...]]:
     """Start timestep and boundaries that the names of LoRA files tell.
 
@@ -130,10 +136,6 @@ def trained_grid(files: Files) -> tuple[int, tuple[int, ...]]:
     `reverse_259_519_779_999`. A name without them, as the fine-tuned forward model's, is of the
     fine-tuned kind: start 0, boundaries 259/519/779/999 (method 2).
     """
-
-    def timesteps(path: Path) -> tuple[int, ...]:
-        found = re.search(r"((?:_\d+){2,})$", path.stem)
-        return tuple(map(int, found[1].split("_")[1:])) if found else ()
 
     start = timesteps(files.forward)[:1] or (0,)
     return start[0], timesteps(files.backward) or (259, 519, 779, 999)

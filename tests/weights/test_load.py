@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from ie_jax.config import EditConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.errors import UserError
 from ie_jax.weights import download, load, pipeline
-from ie_jax.weights.load import KEPT, forget_oldest, load_pipeline
+from ie_jax.weights.export import write_lora
+from ie_jax.weights.load import KEPT, forget_oldest, grid, load_pipeline
 from ie_jax.weights.pipeline import Pipeline
 from ie_jax.weights.sources import FINE_TUNED, HUB_CYCLE, PIPELINE_FILES
 from tests.weights.server import ARCHIVE_PATH, REVERSE, TEACHER, Server, publish
@@ -228,9 +230,22 @@ def test_missing_files_of_a_folder_are_told(folder: Path) -> None:
     assert "stable-diffusion-v1-5/vae/config.json" in message and "*reverse*" in message
 
 
-def test_lora_names_are_for_folders(home: Path) -> None:
-    with pytest.raises(UserError, match="--forward needs a folder"):
-        load_pipeline("sd15", forward="other.safetensors")
+@pytest.mark.parametrize("model", ["sd15", "random"])
+def test_lora_names_without_a_path_are_for_folders(home: Path, model: str) -> None:
+    with pytest.raises(UserError, match=r"'other.safetensors': give a path.* \./other.safetensors"):
+        load_pipeline(model, forward="other.safetensors")
+
+
+def test_a_lora_of_ones_own_takes_the_place_of_any_models(home: Path, tmp_path: Path) -> None:
+    own, published = tmp_path / "own.safetensors", tmp_path / "forward_19_519.safetensors"
+    plain = load_pipeline("random")
+    for path in (own, published):
+        write_lora(path, plain.weights.backward)
+    pipeline = load_pipeline("random", forward=str(own))
+    swapped = replace(plain.weights, forward=plain.weights.backward)
+    assert same(pipeline, replace(plain, weights=swapped))
+    assert grid("icd-sd15", str(own), None) == (0, (259, 519, 779, 999))
+    assert grid("icd-sd15", str(published), str(own)) == (19, (259, 519, 779, 999))
 
 
 def test_the_random_model_is_the_same_every_time(home: Path) -> None:

@@ -1,0 +1,350 @@
+"""The command: fine-tune the forward model by cycle consistency."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import yaml
+
+from ie_jax.cli import parse, print_line, run
+from ie_jax.data.latents import Latents, fingerprint
+from ie_jax.data.loader import Loader
+from ie_jax.data.open import open_data
+from ie_jax.errors import UserError
+from ie_jax.files import appearing_whole
+from ie_jax.models.execution import DType, dtype
+from ie_jax.models.networks import Networks
+from ie_jax.models.tokenizer import Tokenizer
+from ie_jax.progress import Stages
+from ie_jax.training.config import TrainConfig, optimiser_of
+from ie_jax.training.cycle import Frozen, cycle_schedule, cycle_stage
+from ie_jax.training.journal import EVENTS, METRICS, PICTURES, writing
+from ie_jax.training.loop import CHECKPOINTS, FAILURE, HeldOut, Plan, train
+from ie_jax.training.sharding import make_mesh
+from ie_jax.training.stage import State, initial_state
+from ie_jax.weights.export import write_lora
+from ie_jax.weights.load import RANDOM, load_pipeline, use_compilation_cache
+from ie_jax.weights.perceptual import load_lpips, random_lpips
+from ie_jax.weights.pipeline import Pipeline
+from ie_jax.weights.sources import PUBLISHED
+
+DESCRIPTION = """Fine-tune the forward model, image to noise, so that an image inverted and
+generated again is the image. Writes checkpoints, metrics, pictures, and the trained LoRA in the
+published format: forward_lora.safetensors (the last), forward_lora_best.safetensors (the best on
+held-out images), each with _ema too where a moving average is kept."""
+
+CONFIG = "config.yaml"
+LORA = "forward_lora"
+NARROW = (8, 8, 16, 16, 16)
+"""Widths of a random LPIPS."""
+FREE = {
+    *("steps", "evaluate_every", "save_every", "keep", "log_every", "pictures"),
+    *("accumulate", "execution", "mesh", "data.workers", "data.max_broken", "data.path"),
+}
+"""Settings that may change when a run is resumed: they do not change what a step computes."""
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """Where the run goes, and which processes take part."""
+
+    output: str | None = None
+    """The folder of the run."""
+    resume: bool = False
+    """Go on from the newest checkpoint in the folder, or begin if there is none."""
+    overwrite: bool = False
+    """Remove the run that is in the folder."""
+    distributed: bool = False
+    """Several processes, told by the environment (SLURM, TPU pods, GKE)."""
+    coordinator: str | None = None
+    """host:port of process 0, where the environment does not tell."""
+    processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+    offline: bool = False
+    """Never use the network."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+def fine_tune(argv: Sequence[str]) -> None:
+    """Run the command.
+
+    Raises:
+        UserError: bad input; or the run failed in a way that the user can mend.
+    """
+    request, config, _ = parse(argv, DESCRIPTION, TrainRequest, TrainConfig)
+    if request.output is None:
+        raise UserError("--output is missing: name a folder for the run")
+    folder = Path(request.output).expanduser()
+    check_grid(config)
+    check_folder(folder, request)
+    connect(request)
+    main = jax.process_index() == 0
+    mesh = make_mesh(config.mesh.fsdp)
+    check_batch(config, jax.device_count())
+    use_compilation_cache()
+    stages = Stages(request.quiet or not main)
+    settings = plain(config)
+    if main:
+        prepare_folder(folder, request, settings)
+
+    def accept(saved: Mapping[str, Any]) -> None:
+        require_same(saved, settings)
+        if main:
+            write_config(folder, settings)
+
+    with stages(f"load {config.model}"):
+        pipeline = load_pipeline(
+            config.model, config.forward, config.backward, request.offline, not stages.quiet
+        )
+        perceptual = load_perceptual(config, request.offline, not stages.quiet)
+    loader, held_out = open_loaders(config, pipeline)
+    networks = Networks(
+        pipeline.architecture,
+        config.precision,
+        config.vae_precision,
+        config.execution.resolve(config.precision, differentiated=True),
+        config.lora,
+    )
+    stage = cycle_stage(
+        config.cycle, networks, optimiser_of(config.optimiser), config.optimiser.ema
+    )
+    train(
+        stage,
+        initial_state(stage, pipeline.weights.forward),
+        frozen_of(config, pipeline, perceptual),
+        mesh,
+        loader,
+        folder=folder,
+        plan=plan_of(config, perceptual is not None),
+        key=jax.random.key(config.seed),
+        held_out=held_out,
+        settings=settings,
+        accept=accept,
+        export=partial(export, folder),
+        announce=stages,
+        say=say if main else silent,
+        quiet=stages.quiet,
+    )
+    if main:
+        print(f"wrote {folder / LORA}.safetensors")
+
+
+def say(line: str) -> None:
+    """What happens, beside the progress."""
+    print_line("train", line, sys.stderr)
+
+
+def silent(_: str) -> None:
+    """Say nothing."""
+
+
+def connect(request: TrainRequest) -> None:
+    """Join the other processes, if there are any.
+
+    Raises:
+        UserError: flags are missing, or the others cannot be found.
+    """
+    address = request.coordinator, request.processes, request.process_id
+    if not request.distributed and address == (None, None, None):
+        return
+    if not request.distributed and None in address:
+        raise UserError("--coordinator, --processes and --process-id go together: one is missing")
+    try:
+        jax.distributed.initialize(*address)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"cannot join the other processes: {error}") from error
+
+
+def check_grid(config: TrainConfig) -> None:
+    """Raise UserError if the losses have other boundaries than the published model."""
+    source = PUBLISHED.get(config.model)
+    if source and source.boundaries != config.cycle.boundaries:
+        raise UserError(
+            f"cycle.boundaries {list(config.cycle.boundaries)} must be those of {config.model}, "
+            f"{list(source.boundaries)}"
+        )
+
+
+def check_batch(config: TrainConfig, devices: int) -> None:
+    """Raise UserError if the batch cannot be shared."""
+    parts = devices * config.accumulate
+    if config.batch_size % parts:
+        raise UserError(
+            f"batch_size {config.batch_size} must divide by {devices} devices times accumulate "
+            f"{config.accumulate}"
+        )
+
+
+def check_folder(folder: Path, request: TrainRequest) -> None:
+    """Raise UserError if there is something in the folder and nothing was said of it."""
+    if request.resume and request.overwrite:
+        raise UserError("--resume and --overwrite contradict each other: give one")
+    try:
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise UserError(f"cannot read the output folder {folder}: {error.strerror}") from error
+    if taken and not folder.is_dir():
+        raise UserError(f"--output {folder} is a file: name a folder")
+    if taken and not (request.resume or request.overwrite):
+        raise UserError(f"{folder} is not empty: give --resume, --overwrite or another --output")
+
+
+def prepare_folder(folder: Path, request: TrainRequest, settings: Mapping[str, Any]) -> None:
+    """Make the folder, remove an old run if asked to, and write the config."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if request.overwrite:
+            remove_run(folder)
+        elif (folder / CHECKPOINTS).is_dir() and any((folder / CHECKPOINTS).iterdir()):
+            return  # the config is replaced once it is known to fit
+        write_config(folder, settings)
+
+
+def write_config(folder: Path, settings: Mapping[str, Any]) -> None:
+    """The settings as a file for --config."""
+    with writing(folder), appearing_whole(folder / CONFIG) as file:
+        file.write(yaml.safe_dump(dict(settings), sort_keys=False).encode())
+
+
+def remove_run(folder: Path) -> None:
+    """Remove what a run wrote, and nothing else."""
+    for name in (CHECKPOINTS, PICTURES, EVENTS):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+    for path in [*folder.glob(f"{LORA}*.safetensors"), *(folder / n for n in (METRICS, FAILURE))]:
+        path.unlink(missing_ok=True)
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """A config as JSON and YAML have it."""
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return settings
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    result: dict[str, Any] = {}
+    for name, value in settings.items():
+        nested = isinstance(value, Mapping)
+        result |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return result
+
+
+def require_same(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise UserError if a setting that decides what is computed has changed."""
+    old, new = flat(saved), flat(settings)
+    free = {name for name in {*old, *new} for root in FREE if f"{name}.".startswith(f"{root}.")}
+    changed = sorted(n for n in {*old, *new} - free if old.get(n) != new.get(n))
+    if changed:
+        told = "; ".join(f"{n} was {old.get(n)!r} and is {new.get(n)!r}" for n in changed)
+        raise UserError(f"cannot resume with other settings: {told}")
+
+
+def load_perceptual(config: TrainConfig, offline: bool, progress: bool) -> Any:
+    """The parameters of LPIPS; None where the cycle loss does without."""
+    if config.cycle.distance != "lpips":
+        return None
+    if config.perceptual == RANDOM:
+        return random_lpips(config.seed, NARROW)
+    return load_lpips(config.perceptual, offline, progress)
+
+
+def frozen_of(config: TrainConfig, pipeline: Pipeline, perceptual: Any) -> Frozen:
+    """What training reads, in the config's types, on the host; LoRA not rounded."""
+
+    def cast(tree: Any, name: DType) -> Any:
+        return jax.tree.map(lambda x: np.asarray(x, dtype(name)), tree)
+
+    weights = pipeline.weights
+    return Frozen(
+        unet=cast(weights.unet, config.precision.param),
+        backward=cast(weights.backward, "float32"),
+        vae=cast(weights.vae, config.vae_precision.param),
+        text_encoder=cast(weights.text_encoder, config.precision.param),
+        perceptual=perceptual,
+        schedule=cycle_schedule(config.cycle, pipeline.architecture.betas),
+    )
+
+
+def plan_of(config: TrainConfig, perceptual: bool) -> Plan:
+    """The plan of a config. The best is the nearest to its source."""
+    return Plan(
+        config.steps,
+        config.evaluate_every,
+        config.save_every,
+        config.log_every,
+        config.keep,
+        config.accumulate,
+        config.pictures,
+        best="lpips" if perceptual else "mse",
+    )
+
+
+def open_loaders(config: TrainConfig, pipeline: Pipeline) -> tuple[Loader, HeldOut | None]:
+    """This process's part of the training batches, and of what is held out.
+
+    Raises:
+        UserError: the data cannot be used, or do not fit the model.
+    """
+    architecture = pipeline.architecture
+    tokenizer = Tokenizer(pipeline.tokenizer)
+    length = architecture.text.max_position_embeddings
+    size = config.data.size or architecture.unet.sample_size * architecture.vae.factor
+    if size % architecture.latent_factor:
+        raise UserError(f"data.size {size} must divide by {architecture.latent_factor}")
+    if config.cycle.distance == "lpips" and config.cycle.patch_size > size:
+        raise UserError(
+            f"cycle.patch_size {config.cycle.patch_size} must not be larger than the images, {size}"
+        )
+    open_part: Callable[..., Loader] = partial(
+        open_data,
+        config.data,
+        lambda texts: tokenizer(texts, length),
+        size,
+        config.batch_size,
+        jax.process_index(),
+        jax.process_count(),
+        config.seed,
+    )
+    loader = open_part()
+    if isinstance(loader.dataset, Latents):
+        check_latents(config, loader.dataset, pipeline)
+    if not config.data.validation:
+        return loader, None
+    held_out = open_part(training=False)
+    return loader, HeldOut(held_out, len(held_out.indices))
+
+
+def check_latents(config: TrainConfig, latents: Latents, pipeline: Pipeline) -> None:
+    """Raise UserError if cached latents are another model's, or lack what the config needs."""
+    weights = pipeline.weights
+    if latents.index.config.model != fingerprint(weights.vae, weights.text_encoder):
+        raise UserError(f"{config.data.path} holds latents of another model: cache them again")
+    if not latents.index.config.pixels and config.cycle.target == "image":
+        raise UserError(f"cycle.target image: {config.data.path} holds no pixels: cache them too")
+    if config.data.validation:
+        raise UserError("validation needs images: with source latents set data.validation to 0")
+
+
+def export(folder: Path, state: State, best: bool) -> None:
+    """Write the trained LoRA, and its moving average."""
+    suffix = "_best" if best else ""
+    facts = {"step": str(int(state.step))}
+    write_lora(folder / f"{LORA}{suffix}.safetensors", state.params, metadata=facts)
+    if state.average is not None:
+        write_lora(folder / f"{LORA}{suffix}_ema.safetensors", state.average, metadata=facts)
+
+
+def main() -> None:
+    """The console command."""
+    run(fine_tune)
