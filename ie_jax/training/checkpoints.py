@@ -1,7 +1,10 @@
 """Checkpoints on disk: written beside training, checked when read."""
 
+import gc
 import json
+import logging
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,6 +24,17 @@ Facts = dict[str, Any]
 """What JSON holds beside the state."""
 VALUE = "value"
 DIGEST = "digest"
+
+
+@contextmanager
+def no_word_of_the_unfinished() -> Iterator[None]:
+    """When a read fails, others that were under way are dropped; without Python's complaints."""
+    usual, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()
+        sys.unraisablehook = usual
 
 
 class Checkpoints:
@@ -47,6 +61,8 @@ class Checkpoints:
             n=1,
             keep_checkpoints_without_metrics=False,
         )
+        # Its errors are raised, too, and told in a line.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(keep), best]),
             cleanup_tmp_directories=True,
@@ -56,6 +72,7 @@ class Checkpoints:
             "facts": ocp.JsonCheckpointHandler(),
         }
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self.manager = ocp.CheckpointManager(
                 self.folder, options=options, item_handlers=handlers
             )
@@ -114,9 +131,10 @@ class Checkpoints:
             left = f"the last good one is of step {good[-1]}" if good else "there is none yet"
             raise UserError(
                 f"cannot save a checkpoint in {self.folder} ({first_line(error)}); {left}: see to "
-                "the disk and go on with --resume"
+                "the disk and use --resume"
             ) from error
 
+    @no_word_of_the_unfinished()
     def restore(
         self, like: State, accept: Callable[[Facts], None] = lambda facts: None
     ) -> tuple[State, Facts] | None:
@@ -147,7 +165,7 @@ class Checkpoints:
                 continue
             self.remove(damaged)
             return state, facts
-        if steps:
+        if damaged:
             raise UserError(
                 f"all checkpoints in {self.folder} are damaged: begin anew with --overwrite"
             )

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,9 @@ class Journal:
             self.metrics.flush()
             for name, value in {**values, **speed}.items():
                 self.events.add_scalar(name, value, step)
+        shown = {key: f"{x:.3g}" for key, x in {**values, **speed}.items() if is_shown(key)}
         if self.quiet:
             return
-        shown = {key: f"{x:.3g}" for key, x in {**values, **speed}.items() if is_shown(key)}
         if self.bar.disable:
             told = ", ".join(f"{key} {x}" for key, x in shown.items())
             print(f"step {step}: {told}", file=sys.stderr, flush=True)
@@ -101,10 +101,11 @@ class Journal:
             self.events.flush()
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files. What matters was flushed before."""
         self.bar.close()
-        self.metrics.close()
-        self.events.close()
+        for file in (self.metrics, self.events):
+            with suppress(OSError):
+                file.close()
 
 
 @contextmanager

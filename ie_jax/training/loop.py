@@ -275,7 +275,8 @@ class Trainer:
             for name in metrics[0]
         }
         first = min(count, self.plan.pictures)
-        names = pictures[0] if pictures else ()
+        # A program returns them by the alphabet.
+        names = sorted(pictures[0] if pictures else (), key=lambda name: (name != "source", name))
         return means, {
             name: np.concatenate([x[name] for x in pictures])[:first] for name in names if first
         }

@@ -39,7 +39,7 @@ def make_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
         for name, loss in stage.updates.items():
             (value, extra), gradient = mean_gradient(loss, params, frozen, examples, accumulate)
             value, extra, gradient = lax.pmean((value, extra, gradient), DATA)
-            norm = optax.global_norm(gradient)
+            norm = optax.tree.norm(gradient)
             changes, new_optimiser = stage.optimiser.update(gradient, optimiser, params)
             finite = jnp.isfinite(value) & jnp.isfinite(norm)
             params, optimiser = choose(
