@@ -15,9 +15,9 @@ from ie_jax.errors import UserError
 from ie_jax.training.checkpoints import Checkpoints
 from ie_jax.training.stage import State
 from tests.conftest import ROOT
-from tests.training.toy import fit, start
+from tests.training.regression import start
 
-PROGRAM = [sys.executable, "-m", "tests.training.toy"]
+PROGRAM = [sys.executable, "-m", "tests.training.regression"]
 
 
 def opened(folder: Path) -> tuple[Checkpoints, list[str]]:

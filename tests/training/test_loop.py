@@ -16,7 +16,7 @@ from ie_jax.errors import UserError
 from ie_jax.training.journal import METRICS, PICTURES
 from ie_jax.training.loop import FAILURE, HeldOut, Loader, Plan, Trainer
 from ie_jax.training.stage import State
-from tests.training.toy import HELD_OUT, ITEMS, TRUE, Batches, fit
+from tests.training.regression import HELD_OUT, ITEMS, TRUE, Batches, fit
 
 
 def same(one: State, other: State) -> bool:
