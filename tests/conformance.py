@@ -118,7 +118,7 @@ class Recording:
     def record(self, case: str) -> Arrays:
         """The arrays of a case."""
         if not (self.folder / f"{case}.npz").exists():
-            return {name: np.float64(x) for name, x in self.json(case).items()}
+            return {name: np.asarray(x) for name, x in self.json(case).items()}
         with np.load(self.folder / f"{case}.npz") as arrays:
             return dict(arrays)
 

@@ -1,14 +1,14 @@
 """Group F of the recorded data: losses, gradients and updates of fine-tuning.
 
-The program is the package's own step: a batch of three updates, as published. An optimiser that
-notes what passes through it gives the gradients and the changes of each update. The records' draws
-take the place of the package's.
+Losses and gradients are the package's own; the three updates of a batch are made one by one with
+the published optimiser, since XLA takes minutes for them as one program on a CPU (that the step is
+these updates, `tests/training/test_step.py` shows). The records' draws take the place of ours.
 """
 
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import jax
@@ -24,9 +24,6 @@ from ie_jax.models.pixels import from_uint8
 from ie_jax.training import cycle
 from ie_jax.training.cycle import LATENT, CycleConfig, Example, Frozen, models_of, updates
 from ie_jax.training.losses import forward_grid, pseudo_huber, squared, teacher_step
-from ie_jax.training.sharding import make_mesh
-from ie_jax.training.stage import Loss, Stage, initial_state
-from ie_jax.training.step import make_step
 from ie_jax.weights.convert import convert, find, flatten
 from ie_jax.weights.names import LORA, LPIPS
 from ie_jax.weights.pipeline import Weights
@@ -52,50 +49,28 @@ def nchw(x: Any) -> np.ndarray:
     return np.moveaxis(np.asarray(x), -1, -3)
 
 
-class Noted(NamedTuple):
-    """State of an optimiser that notes what passes through it."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def value_and_gradient(
+    config: CycleConfig,
+    networks: Networks,
+    name: str,
+    lora: Any,
+    frozen: Frozen,
+    example: Example,
+    kind: Any,
+) -> tuple[Any, Any]:
+    """An unweighted loss, and the gradient of the weighted one.
 
-    inner: Any
-    count: jax.Array
-    rate: jax.Array
-    """Times which changes are made: with 0 every gradient is one at the initial parameters."""
-    gradients: Any
-    changes: Any
-    """Trees with a leading axis, one entry per update."""
+    Which distance GIVEN is, is a matter of data, so that one program serves all kinds of records.
+    """
 
+    def given(x: Any, y: Any) -> Any:
+        return jnp.where(kind == KINDS["l2"], squared(x, y), pseudo_huber(x, y))
 
-def noting(optimiser: optax.GradientTransformation) -> optax.GradientTransformation:
-    """An optimiser with a memory of the updates of one batch."""
-
-    def init(params: Any) -> Noted:
-        none = jax.tree.map(lambda x: jnp.zeros((len(STEPS), *x.shape)), params)
-        return Noted(optimiser.init(params), jnp.int32(0), jnp.float32(1), none, none)
-
-    def update(gradient: Any, state: Noted, params: Any = None) -> tuple[Any, Noted]:
-        changes, inner = optimiser.update(gradient, state.inner, params)
-        changes = jax.tree.map(lambda x: state.rate * x, changes)
-
-        def note(notes: Any, tree: Any) -> Any:
-            return jax.tree.map(lambda a, x: a.at[state.count].set(x), notes, tree)
-
-        notes = note(state.gradients, gradient), note(state.changes, changes)
-        return changes, Noted(inner, state.count + 1, state.rate, *notes)
-
-    return optax.GradientTransformation(init, update)
-
-
-def switched(config: CycleConfig, networks: Networks, name: str) -> Loss:
-    """A loss of the package whose distance between latents is a matter of the batch, so that one
-    program serves all kinds of records."""
-
-    def loss(lora: Any, frozen: Any, batch: Any) -> Any:
-        def given(x: Any, y: Any) -> Any:
-            return jnp.where(batch["kind"][0] == KINDS["l2"], squared(x, y), pseudo_huber(x, y))
-
-        with mock.patch.dict(cycle.LATENT, {GIVEN: given}):
-            return updates(config, networks)[name](lora, frozen, batch["example"])
-
-    return loss
+    with mock.patch.dict(cycle.LATENT, {GIVEN: given}):
+        loss = updates(config, networks)[name]
+        (_, values), slope = jax.value_and_grad(loss, has_aux=True)(lora, frozen, example)
+    return values[name], slope
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -199,9 +174,10 @@ class Training:
 
     def batch(self, frozen: Frozen, record: Arrays, z: Any, context: Any, target: Any) -> Batch:
         """A batch with a record's draws."""
-        draws = (jnp.asarray(record[name]) for name in ("index", "endpoint_index"))
+        index, segment = (jnp.asarray(record[name]) for name in ("index", "endpoint_index"))
         none = jnp.zeros((len(z), frozen.schedule.steps))
-        return Batch(frozen, Example(z, context, nhwc(record["noise"]), *draws, none, target))
+        noise = nhwc(record["noise"])
+        return Batch(frozen, Example(z, context, noise, index, segment, none, target))
 
     def batch_of(self, kind: str) -> Batch:
         """The batch of a kind of records: l2, huber, lpips, l2_w."""
@@ -210,58 +186,44 @@ class Training:
             return self.latent_batch.with_guidance(w)
         return self.image_batch if kind == "lpips" else self.latent_batch
 
+    def update(self, name: str, kind: str, lora: Any) -> tuple[Any, Any]:
+        """Loss and gradient of an update at a LoRA."""
+        batch, of_images = self.batch_of(kind), kind == "lpips"
+        config = CycleConfig(distance="lpips" if of_images else GIVEN, latent_distance=GIVEN)
+        # With LPIPS in the cycle, the published code takes Huber's for the other two.
+        number = jnp.int32(KINDS["huber" if of_images else kind.removesuffix("_w")])
+        arguments = (lora, batch.frozen, batch.example, number)
+        return jax.block_until_ready(value_and_gradient(config, self.networks, name, *arguments))
+
     @functools.cache  # noqa: B019  lives as long as the command
-    def step(self, lpips: bool) -> Any:
-        """The published batch of three updates, as the one program of training."""
-        config = CycleConfig(distance="lpips" if lpips else GIVEN, latent_distance=GIVEN)
-        losses = {name: switched(config, self.networks, name) for name in LOSSES.values()}
-        stage = Stage(lambda frozen, batch, keys: batch, losses, noting(self.optimiser))
-        mesh = make_mesh(devices=jax.devices()[:1])
-        return stage, jax.jit(make_step(stage, mesh))
+    def alone(self, step: str, kind: str) -> tuple[Any, Any]:
+        """Loss and gradient at the initial LoRA."""
+        return self.update(LOSSES[step], kind, self.weights.forward)
 
     @functools.cache  # noqa: B019
-    def run(self, kind: str, rate: float) -> tuple[Ours, Noted]:
-        """Scalars of the three updates under the records' names, and their gradients and changes.
-
-        Args:
-            rate: 1: one after the other; 0: each from the initial LoRA.
-        """
-        batch, lpips = self.batch_of(kind), kind == "lpips"
-        stage, step = self.step(lpips)
-        state = initial_state(stage, self.weights.forward)
-        state = state.replace(optimiser=state.optimiser._replace(rate=jnp.float32(rate)))
-        # With LPIPS in the cycle, the published code takes Huber's for the other two.
-        number = KINDS["huber" if lpips else kind.removesuffix("_w")]
-        arrays = {"example": batch.example, "kind": jnp.full(len(batch.example.index), number)}
-        state, metrics = step(state, batch.frozen, arrays, jax.random.key(0))
-        noted: Noted = state.optimiser
+    def sequence(self, kind: str) -> tuple[Ours, dict[str, Any]]:
+        """The three updates of a batch: scalars by the records' names, and the LoRA after each."""
+        lora = self.weights.forward
+        state = jax.jit(self.optimiser.init)(lora)
+        change = jax.jit(self.optimiser.update)
         scalars: Ours = {}
-        for i, name in enumerate(STEPS):
-            ours = LOSSES[name[2:]]
-            changes = jax.tree.map(lambda x, i=i: x[i], noted.changes)
-            scalars[f"{name}.loss"] = metrics[f"{ours}/{ours}"]
-            scalars[f"{name}.grad_norm"] = metrics[f"{ours}/gradient_norm"]
-            scalars[f"{name}.param_change_norm"] = optax.global_norm(changes)
-        return scalars, noted
-
-    def gradient(self, step: str, kind: str) -> Any:
-        """Of a loss at the initial LoRA."""
-        i = list(LOSSES).index(step)
-        return jax.tree.map(lambda x: x[i], self.run(kind, 0.0)[1].gradients)
+        after: dict[str, Any] = {}
+        for step in STEPS:
+            first = step == STEPS[0]
+            name = step[2:]
+            update = self.alone(name, kind) if first else self.update(LOSSES[name], kind, lora)
+            loss, slope = update
+            changes, state = change(slope, state, lora)
+            lora = optax.apply_updates(lora, changes)
+            scalars[f"{step}.loss"] = loss
+            scalars[f"{step}.grad_norm"] = optax.tree.norm(slope)
+            scalars[f"{step}.param_change_norm"] = optax.tree.norm(changes)
+            after[step] = lora
+        return scalars, after
 
     def change(self, step: str, kind: str) -> Any:
         """Of the LoRA after an update and those before it."""
-        i = STEPS.index(step)
-        return jax.tree.map(lambda x: x[: i + 1].sum(axis=0), self.run(kind, 1.0)[1].changes)
-
-    def scalars(self, kind: str) -> Ours:
-        """Losses and norms of all records of a kind: <step>_<kind>.*, seq_<kind>.<step>.*"""
-        each, sequence = (self.run(kind, rate)[0] for rate in (0.0, 1.0))
-        alone = {}
-        for name, x in each.items():
-            step, what = name.split(".")
-            alone[f"{step[2:]}_{kind}.{what}"] = x
-        return alone | {f"seq_{kind}.{name}": x for name, x in sequence.items()}
+        return jax.tree.map(jnp.subtract, self.sequence(kind)[1][step], self.weights.forward)
 
 
 def tensors_of(tree: Any, names: list[str]) -> Ours:
@@ -310,7 +272,7 @@ def batch_case(training: Training, case: str, record: Arrays) -> Ours:
 def gradients_case(training: Training, case: str, record: Arrays) -> Ours:
     """F_grads_<step>_<kind>[_subset]."""
     step, kind = case.removeprefix("F_grads_").removesuffix("_subset").split("_", 1)
-    return tree_case(training, training.gradient(step, kind), record)
+    return tree_case(training, training.alone(step, kind)[1], record)
 
 
 def changes_case(training: Training, case: str, record: Arrays) -> Ours:
@@ -320,16 +282,18 @@ def changes_case(training: Training, case: str, record: Arrays) -> Ours:
 
 
 def losses_case(training: Training, case: str, record: Mapping[str, Any]) -> Ours:
-    """F_losses.json: scalars by name."""
-    kinds = {name.split(".")[0].split("_", 1)[1] for name in record}
+    """F_losses.json: scalars by name, <step>_<kind>.* or seq_<kind>.<step>.*"""
     ours: Ours = {}
-    for kind in kinds:
-        ours |= training.scalars(kind)
     for name in record:
         group, key = name.split(".", 1)
-        if key.startswith("log."):
-            kind = group.removeprefix("preserve_")
+        what, kind = group.split("_", 1)
+        if what == "seq":
+            ours[name] = training.sequence(kind)[0][key]
+        elif key.startswith("log."):
             ours[name] = preserve_log(training, kind, key.removeprefix("log."))
+        else:
+            loss, slope = training.alone(what, kind)
+            ours[name] = {"loss": loss, "grad_norm": optax.tree.norm(slope)}[key]
     return ours
 
 
@@ -357,7 +321,7 @@ def lpips_case(training: Training, case: str, record: Arrays) -> Ours:
         "grad_img0_mean_abs": jnp.abs(slope).mean(),
         "grad_img0_crop16": nchw(slope[:, 100:116, 100:116]),
         "w": training.image_batch.example.guidance[:, :1, None, None],
-        **training.scalars("lpips"),
+        **losses_case(training, case, {name: 0 for name in record if "_lpips." in name}),
     }
     for name in record:
         if name.startswith("check."):

@@ -34,6 +34,11 @@ class AttentionBlock(nn.Module):
         return x + h.reshape(x.shape)
 
 
+def resnet(execution: Execution) -> type[ResnetBlock]:
+    """The block, its inside computed again in backward passes where `execution` says so."""
+    return nn.remat(ResnetBlock) if execution.remat_block else ResnetBlock
+
+
 class MidBlock(nn.Module):
     """ResNet, attention, ResNet."""
 
@@ -45,9 +50,9 @@ class MidBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         block = (self.features, self.groups, EPSILON, self.precision)
-        x = ResnetBlock(*block, name="resnets_0")(x)
+        x = resnet(self.execution)(*block, name="resnets_0")(x)
         x = AttentionBlock(self.groups, self.precision, self.execution, name="attentions_0")(x)
-        return ResnetBlock(*block, name="resnets_1")(x)
+        return resnet(self.execution)(*block, name="resnets_1")(x)
 
 
 class Level(nn.Module):
@@ -59,11 +64,12 @@ class Level(nn.Module):
     resample: bool
     groups: int
     precision: Precision
+    execution: Execution
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i in range(self.layers):
-            block = ResnetBlock(
+            block = resnet(self.execution)(
                 self.features, self.groups, EPSILON, self.precision, name=f"resnets_{i}"
             )
             x = block(x)
@@ -88,8 +94,8 @@ class Encoder(nn.Module):
         last = len(widths) - 1
         x = Conv(widths[0], precision=precision, name="conv_in")(x)
         for i, width in enumerate(widths):
-            level = (width, config.layers_per_block, True, i < last, groups, precision)
-            x = Level(*level, name=f"down_blocks_{i}")(x)
+            level = (width, config.layers_per_block, True, i < last, groups)
+            x = Level(*level, precision, self.execution, name=f"down_blocks_{i}")(x)
         x = MidBlock(widths[-1], groups, precision, self.execution, name="mid_block")(x)
         x = nn.silu(group_norm("conv_norm_out", groups, EPSILON, precision)(x))
         return Conv(2 * config.latent_channels, precision=precision, name="conv_out")(x)
@@ -110,8 +116,8 @@ class Decoder(nn.Module):
         x = Conv(widths[0], precision=precision, name="conv_in")(z)
         x = MidBlock(widths[0], groups, precision, self.execution, name="mid_block")(x)
         for i, width in enumerate(widths):
-            level = (width, config.layers_per_block + 1, False, i < last, groups, precision)
-            x = Level(*level, name=f"up_blocks_{i}")(x)
+            level = (width, config.layers_per_block + 1, False, i < last, groups)
+            x = Level(*level, precision, self.execution, name=f"up_blocks_{i}")(x)
         x = nn.silu(group_norm("conv_norm_out", groups, EPSILON, precision)(x))
         return Conv(config.out_channels, precision=precision, name="conv_out")(x)
 

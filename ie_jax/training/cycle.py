@@ -298,13 +298,14 @@ def cycle_distance(
     """How far a latent that came back from noise is from where it started."""
     if config.distance != "lpips":
         return LATENT[config.distance](z, example.latents)
-    assert example.target is not None
-    measure = partial(lpips, frozen.perceptual, compute=dtype(config.perceptual_compute))
+    perceptual, target = frozen.perceptual, example.target
+    assert perceptual is not None and target is not None
+    measure = partial(lpips, perceptual, compute=dtype(config.perceptual_compute))
     distance = patchwise(measure, config.patch_size, config.patch_stride)
 
     def of_decoded(z: Latents) -> Array:
         decoded: Array = vae(networks).apply({"params": frozen.vae}, z, method="decode")  # type: ignore[assignment]
-        return distance(decoded, example.target)
+        return distance(decoded, target)
 
     remat = networks.execution.remat_call or networks.execution.remat_block
     return (jax.checkpoint(of_decoded) if remat else of_decoded)(z)

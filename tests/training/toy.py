@@ -1,8 +1,6 @@
-"""Linear regression as a stage: trains in milliseconds. As a program, one run of the loop."""
+"""A stage of a few numbers: linear regression with two losses, one update each."""
 
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,82 +8,41 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ie_jax.training.loop import HeldOut, Plan, train
-from ie_jax.training.sharding import make_mesh
-from ie_jax.training.stage import Stage, State, initial_state
+from ie_jax.training.stage import Stage
 
-ITEMS = 8
-TRUE = np.arange(1, 5, dtype=np.float32)[:, None]
-Tree = Any
+WEIGHTS = {"w": np.zeros((3, 2), np.float32)}
+FROZEN = {"scale": np.float32(2.0)}
 
 
-def prepare(frozen: Tree, batch: Any, keys: jax.Array) -> Tree:
-    noise = jax.vmap(lambda key: jax.random.normal(key, (4,)))(keys)
-    return batch["x"] + 0.01 * noise, batch["x"] @ frozen
+def prepare(frozen: Any, batch: Mapping[str, Any], keys: Any) -> Any:
+    """x with noise of its own for every item."""
+    noise = jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
+    return {"x": frozen["scale"] * batch["x"] + 0.1 * noise, "y": batch["y"]}
 
 
-def loss(params: Tree, frozen: Tree, example: Tree) -> tuple[jax.Array, dict[str, jax.Array]]:
-    x, y = example
-    return jnp.mean((x @ params["w"] - y) ** 2), {}
+def fit(params: Any, frozen: Any, example: Any) -> Any:
+    """Mean squared error."""
+    error = example["x"] @ params["w"] - example["y"]
+    return jnp.mean(error**2), {"error": jnp.abs(error).mean()}
 
 
-def evaluate(params: Tree, frozen: Tree, batch: Any) -> tuple[Any, Any]:
-    error = (batch["x"] @ params["w"] - batch["x"] @ frozen)[:, 0]
-    shade = jnp.clip(jnp.abs(error) * 50, 0, 255).astype(jnp.uint8)
-    picture = jnp.broadcast_to(shade[:, None, None, None], (len(error), 4, 6, 3))
-    white = jnp.full((len(error), 4, 6, 3), 255, jnp.uint8)
-    return {"mse": error**2}, {"source": white, "reconstruction": picture}
+def shrink(params: Any, frozen: Any, example: Any) -> Any:
+    """Keep outputs small."""
+    return 0.1 * jnp.mean((example["x"] @ params["w"]) ** 2), {}
 
 
-STAGE = Stage(prepare, {"fit": loss}, optax.adam(0.1), evaluate, ema=0.9)
+def optimiser() -> optax.GradientTransformation:
+    """The kind that fine-tuning uses."""
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2, weight_decay=0.0))
 
 
-class Batches:
-    """Endless batches; `bad` is the number of one of NaN."""
-
-    def __init__(self, bad: int | None = None) -> None:
-        self.given, self.bad = 0, bad
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (f"batch {self.given}",)
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        self.given += 1
-        x = np.random.default_rng(self.given).normal(size=(ITEMS, 4)).astype(np.float32)
-        return {"x": x * np.float32(np.nan) if self.given == self.bad else x}
-
-    def get_state(self) -> dict[str, Any]:
-        return {"given": self.given}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self.given = state["given"]
+def stage(ema: float | None = None) -> Stage:
+    """The stage."""
+    return Stage(prepare, {"fit": fit, "shrink": shrink}, optimiser(), ema=ema)
 
 
-HELD_OUT = HeldOut([{"x": np.eye(ITEMS, 4, k=-k, dtype=np.float32)} for k in (0, 1)], ITEMS + 3)
-
-
-def start() -> State:
-    return initial_state(STAGE, {"w": np.zeros((4, 1), np.float32)})
-
-
-def fit(folder: Path, steps: int = 10, batches: Any = None, **options: Any) -> State:
-    """One run of the loop, or the rest of one."""
-    plan = {"evaluate_every": 5, "save_every": 3, "log_every": 1, "best": "mse"}
-    plan |= {name: options.pop(name) for name in Plan.__dataclass_fields__ if name in options}
-    options = {"held_out": HELD_OUT, "quiet": True, "key": jax.random.key(7)} | options
-    mesh = make_mesh(options.pop("fsdp", 1))
-    loader = batches or Batches()
-    plan_ = Plan(steps, **plan)  # type: ignore[arg-type]
-    return train(STAGE, start(), TRUE, mesh, loader, folder=folder, plan=plan_, **options)
-
-
-if __name__ == "__main__":
-    from ie_jax.cli import run
-
-    def one(argv: Sequence[str]) -> None:
-        """FOLDER STEPS LOG_EVERY"""
-        state = fit(Path(argv[0]), int(argv[1]), log_every=int(argv[2]))
-        print(state.params["w"].tolist())
-
-    run(one, sys.argv[1:])
+def batch(n: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
+    """A batch."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, 3)).astype(np.float32)
+    return {"x": x, "y": (x @ rng.standard_normal((3, 2))).astype(np.float32)}

@@ -1,0 +1,228 @@
+"""The full-size training step, compiled for machines that are not there.
+
+    python -m benchmarks.aot h100:4 v5e:2x4 v5p:2x2x1
+
+prints one row per topology: per device, memory for weights and for temporaries, and the bytes that
+collectives move in a step; and the size of the LoRA gradient to compare with. A topology is
+NAME:SHAPE; `h100:N` needs the extra cuda12, `v5e:AxB` and `v5p:AxBxC` the extra tpu. Nothing runs.
+"""
+
+import argparse
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from benchmarks.memory import COMPILER_OPTIONS, H100, RANK, architecture_of, row, weight_shapes
+from benchmarks.random_weights import SIZES
+from ie_jax.cli import run
+from ie_jax.errors import UserError
+from ie_jax.models.execution import Execution, Precision
+from ie_jax.models.lpips import lpips_shapes
+from ie_jax.models.networks import Networks
+from ie_jax.training.cycle import CycleConfig, Frozen, cycle_schedule, cycle_stage
+from ie_jax.training.sharding import batch_sharding, make_mesh, replicated, shardings_of_frozen
+from ie_jax.training.stage import Stage, initial_state
+from ie_jax.training.step import make_step
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+KINDS = "|".join(COLLECTIVES)
+WIDTHS = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "u8": 1, "s8": 1, "f64": 8}
+
+
+def devices_of(name: str) -> tuple[str, Sequence[Any]]:
+    """Platform and devices of a topology such as h100:4 or v5e:2x4.
+
+    Raises:
+        UserError: unknown, or the compiler for it is not installed.
+    """
+    kind, _, shape = name.partition(":")
+    try:
+        if kind == "h100":
+            options = {"topology": f"1x1x{int(shape or 1)}", "target_config": H100.read_text()}
+            return "cuda", topologies.get_topology_desc("gpu", platform="cuda", **options).devices
+        return "tpu", topologies.get_topology_desc(topology_name=name, platform="tpu").devices
+    except (RuntimeError, ValueError, NotImplementedError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot compile for {name!r}: {reason}") from error
+
+
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Shapes with their place on a mesh."""
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _: shardings, shapes)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+
+
+def stage_of(options: argparse.Namespace, backend: str) -> tuple[Stage, Networks]:
+    """The published fine-tuning at the size asked for."""
+    precision = Precision(param=options.dtype, compute=options.dtype)
+    execution = Execution(
+        attention="explicit" if backend == "gpu" else "auto",  # cuDNN needs a GPU to compile
+        remat_block=options.remat in ("block", "both"),
+        remat_call=options.remat in ("call", "both"),
+    ).resolve(precision, backend, differentiated=True)
+    arch = architecture_of(options.model)
+    networks = Networks(arch, precision, precision, execution, options.lora)
+    config = CycleConfig(
+        order=options.order, distance=options.distance, perceptual_compute=options.dtype
+    )
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(8e-6, weight_decay=0.0))
+    return cycle_stage(config, networks, optimiser), networks
+
+
+def argument_shapes(
+    stage: Stage, networks: Networks, mesh: Mesh, options: argparse.Namespace
+) -> tuple[Any, ...]:
+    """State, frozen weights, batch and key of a step, placed on the mesh."""
+    arch, shape = networks.architecture, jax.ShapeDtypeStruct
+    weights = weight_shapes(arch, options.dtype, RANK)
+    perceptual = lpips_shapes() if options.distance == "lpips" else None
+    schedule = jax.eval_shape(partial(cycle_schedule, CycleConfig(), arch.betas))
+    frozen = Frozen(
+        weights.unet, weights.backward, weights.vae, weights.text_encoder, perceptual, schedule
+    )
+    state = jax.eval_shape(partial(initial_state, stage), weights.forward)
+    items = options.batch * mesh.size
+    batch = {
+        "pixels": shape((items, options.size, options.size, 3), jnp.uint8),
+        "ids": shape((items, arch.text.max_position_embeddings), jnp.int32),
+    }
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return (
+        placed(state, replicated(mesh)),
+        placed(frozen, shardings_of_frozen(mesh, frozen)),
+        placed(batch, batch_sharding(mesh)),
+        placed(key, replicated(mesh)),
+    )
+
+
+def array_bytes(shape: str) -> int:
+    """Bytes of an HLO shape: f32[2,3]{1,0}, or a tuple of such."""
+    found = re.findall(r"(\w+)\[([\d,]*)\]", shape)
+    sizes = (
+        WIDTHS.get(kind, 0) * math.prod(int(n) for n in dims.split(",") if n)
+        for kind, dims in found
+    )
+    return sum(sizes)
+
+
+def collective_bytes(text: str) -> dict[str, int]:
+    """Bytes that each kind of collective yields on a device, loops counted as often as they run.
+
+    Args:
+        text: a compiled module (HLO text).
+    """
+    computations: dict[str, list[str]] = {}
+    lines: list[str] = []
+    entry = ""
+    for line in text.splitlines():
+        if head := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            lines = computations.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        else:
+            lines.append(line)
+
+    def of(name: str) -> dict[str, int]:
+        total: dict[str, int] = dict.fromkeys(COLLECTIVES, 0)
+        for line in computations.get(name, []):
+            if found := re.search(rf"= (.+?) ({KINDS})(-start)?\(", line):
+                yields = array_bytes(found[1])
+                # An asynchronous start yields its operand beside its result.
+                total[found[2]] += yields // 2 if found[3] and found[1][0] == "(" else yields
+            runs = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', line)
+            for called in re.findall(
+                r"(?:body|to_apply|calls|branch_computations)=\{?%?([\w.\-]+)", line
+            ):
+                for kind, size in of(called).items():
+                    total[kind] += size * (int(runs[1]) if runs and " while(" in line else 1)
+        return total
+
+    return {kind: size for kind, size in of(entry).items() if size}
+
+
+def report(name: str, options: argparse.Namespace) -> list[Any]:
+    """The row of a topology."""
+    platform, devices = devices_of(name)
+    backend = {"cuda": "gpu", "tpu": "tpu"}[platform]
+    mesh = make_mesh(options.fsdp or 1, devices)
+    stage, networks = stage_of(options, backend)
+    arguments = argument_shapes(stage, networks, mesh, options)
+    start = time.perf_counter()
+    step = jax.jit(make_step(stage, mesh, options.accumulate), donate_argnums=0)
+    compiled = step.lower(*arguments).compile(compiler_options=COMPILER_OPTIONS.get(platform))
+    memory = compiled.memory_analysis()
+    costs: Mapping[str, float] = compiled.cost_analysis() or {}
+    moved = collective_bytes(compiled.as_text())
+    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    unaliased = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    flops = costs.get("flops", 0.0)
+    return [
+        name,
+        f"{mesh.shape['data']} x {mesh.shape['fsdp']}",
+        options.batch,
+        *(f"{x / 1e9:.2f}" for x in (memory.argument_size_in_bytes, memory.temp_size_in_bytes)),
+        f"{(held + unaliased) / 1e9:.2f}",
+        f"{sum(moved.values()) / 1e9:.3f}",
+        ", ".join(f"{kind} {size / 1e9:.3f}" for kind, size in moved.items()) or "none",
+        f"{flops / 1e12:.1f}" if flops > 0 else "-",
+        f"{time.perf_counter() - start:.0f}",
+    ]
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.aot", description=__doc__)
+    parser.add_argument("topologies", nargs="+", metavar="TOPOLOGY", help="h100:4, v5e:2x4, ...")
+    parser.add_argument("--model", choices=SIZES, default="sd15", help="sizes of the networks")
+    parser.add_argument("--size", type=int, default=512, help="pixels of either side")
+    parser.add_argument("--batch", type=int, default=4, help="images per device")
+    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches")
+    parser.add_argument("--fsdp", type=int, default=1, help="devices that share a copy of weights")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--order", choices=("in_turn", "sum"), default="in_turn")
+    parser.add_argument("--distance", choices=("lpips", "huber", "l2"), default="lpips")
+    parser.add_argument("--lora", choices=("low_rank", "merge"), default="low_rank")
+    parser.add_argument("--remat", choices=("none", "block", "call", "both"), default="both")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    options = parse(argv)
+    jax.config.update("jax_platforms", "cpu")  # nothing runs: an accelerator is left alone
+    lora = weight_shapes(architecture_of(options.model), "float32", RANK).forward
+    gradient = 4 * sum(math.prod(x.shape) for x in jax.tree.leaves(lora))
+    print(f"{options.model}, {options.size} px, {options.dtype}, remat {options.remat}, ", end="")
+    print(f"{options.lora}, {options.order}; LoRA gradient {gradient / 1e9:.3f} GB (1e9 bytes)\n")
+    header = (
+        "topology",
+        "data x fsdp",
+        "images per device",
+        "arguments GB",
+        "temporaries GB",
+        "peak GB",
+        "collectives GB per step",
+        "of which",
+        "TFLOP",
+        "compile s",
+    )
+    print(row(header))
+    print(row(["---"] * len(header)), flush=True)
+    for name in options.topologies:
+        print(row(report(name, options)), flush=True)
+        jax.clear_caches()
+
+
+if __name__ == "__main__":
+    run(main)
