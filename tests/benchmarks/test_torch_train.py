@@ -1,0 +1,84 @@
+"""The PyTorch counterpart of the training step computes what ours computes."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import train
+from ie_jax.models.execution import Execution
+from ie_jax.training.command import frozen_of
+from ie_jax.training.config import OptimiserConfig, TrainConfig, optimiser_of
+from ie_jax.training.cycle import CycleConfig, cycle_stage, prepare, updates
+from ie_jax.training.sharding import make_mesh
+from ie_jax.training.stage import initial_state
+from ie_jax.training.step import make_step
+
+REASON = "the PyTorch counterpart needs it: pip install 'ie_jax[dev]'"
+for package in ("torch", "diffusers", "transformers", "peft"):
+    pytest.importorskip(package, reason=REASON)
+
+from benchmarks.torch_train import TorchTrainer, torch  # noqa: E402
+
+CONFIG = TrainConfig(
+    model="random", batch_size=2, cycle=CycleConfig(patch_size=32, patch_stride=16, guidance=3.0)
+)
+BOTH_SIZES = {"size": 64, "seed": 3}
+
+
+def both(config: TrainConfig) -> tuple[tuple, TorchTrainer, tuple]:  # type: ignore[type-arg]
+    """Frozen weights, LoRA, batch and networks of ours; the trainer, its batch and draws."""
+    task = train.Task(config, **BOTH_SIZES)
+    pipeline, perceptual = train.pipeline_of("random"), train.perceptual_of(config)
+    frozen = frozen_of(config, pipeline, perceptual)
+    networks = train.networks_of(config, pipeline.architecture)
+    batch = train.batch_of(task, pipeline.architecture)
+    draws = train.draws_of(task, pipeline.architecture, frozen)
+    trainer = TorchTrainer(config, pipeline, perceptual)
+    lora = jax.tree.map(jnp.asarray, pipeline.weights.forward)
+    ours = networks, frozen, lora, jax.tree.map(jnp.asarray, batch)
+    return ours, trainer, (trainer.place(batch), trainer.place(draws))
+
+
+def test_losses_are_ours() -> None:
+    (networks, frozen, lora, batch), trainer, theirs = both(CONFIG)
+
+    @jax.jit
+    def losses(keys: jax.Array) -> dict[str, jax.Array]:
+        example = prepare(CONFIG.cycle, networks, frozen, batch, keys)
+        every = updates(CONFIG.cycle, networks).items()
+        return {name: loss(lora, frozen, example)[0] for name, loss in every}
+
+    found = losses(jax.random.split(jax.random.key(BOTH_SIZES["seed"]), CONFIG.batch_size))
+    with torch.no_grad():
+        example = trainer.prepare(*theirs)
+        for name, (weight, loss) in trainer.losses.items():
+            assert weight * float(loss(example)) == pytest.approx(float(found[name]), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["in_turn", "sum"])
+def test_steps_are_ours(order: str) -> None:
+    """Two steps, large enough that the second one's losses show the first."""
+    config = replace(
+        CONFIG,
+        cycle=replace(CONFIG.cycle, order=order),
+        optimiser=OptimiserConfig(learning_rate=1e-3, eps=1e-3),
+        execution=Execution(remat_block=True),
+        accumulate=2,
+    )
+    (networks, frozen, lora, batch), trainer, theirs = both(config)
+    stage = cycle_stage(config.cycle, networks, optimiser_of(config.optimiser))
+    step = jax.jit(make_step(stage, make_mesh(devices=jax.devices()[:1]), config.accumulate))
+    state = initial_state(stage, lora)
+    first: dict[str, float] = {}
+    for _ in range(2):
+        state, ours = step(state, frozen, batch, jax.random.key(BOTH_SIZES["seed"]))
+        found, _seconds = trainer(*theirs)
+        for name, value in found.items():
+            assert float(ours[name]) == pytest.approx(value, rel=1e-4), name
+        changed = [abs(found[name] / value - 1) for name, value in first.items()]
+        assert not changed or np.max(changed) > 1e-3
+        first = found
