@@ -44,6 +44,8 @@ CONFIG = "config.yaml"
 LORA = "forward_lora"
 NARROW = (8, 8, 16, 16, 16)
 """Widths of a random LPIPS."""
+SMALLEST_PATCH = 16
+"""Side of what is left a pixel by the four poolings of VGG16."""
 FREE = {
     *("steps", "evaluate_every", "save_every", "keep", "log_every", "pictures"),
     *("accumulate", "execution", "mesh", "data.workers", "data.max_broken", "data.path"),
@@ -302,9 +304,10 @@ def open_loaders(config: TrainConfig, pipeline: Pipeline) -> tuple[Loader, HeldO
     size = config.data.size or architecture.unet.sample_size * architecture.vae.factor
     if size % architecture.latent_factor:
         raise UserError(f"data.size {size} must divide by {architecture.latent_factor}")
-    if config.cycle.distance == "lpips" and config.cycle.patch_size > size:
+    patch = config.cycle.patch_size
+    if config.cycle.distance == "lpips" and not SMALLEST_PATCH <= patch <= size:
         raise UserError(
-            f"cycle.patch_size {config.cycle.patch_size} must not be larger than the images, {size}"
+            f"cycle.patch_size {patch} must be from {SMALLEST_PATCH} to the images' {size} pixels"
         )
     open_part: Callable[..., Loader] = partial(
         open_data,

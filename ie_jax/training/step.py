@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
@@ -35,22 +36,23 @@ def make_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
             lambda part: stage.prepare(frozen, *part), (batch, keys), accumulate
         )
         metrics: Metrics = {}
-        params, optimiser = state.params, state.optimiser
+        # Parameters and gradients go through the optimiser as one vector: compilers compare the
+        # operations on hundreds of leaves pair by pair, for many minutes.
+        params, tree = ravel_pytree(state.params)
+        optimiser = state.optimiser
         for name, loss in stage.updates.items():
-            (value, extra), gradient = mean_gradient(loss, params, frozen, examples, accumulate)
-            value, extra, gradient = lax.pmean((value, extra, gradient), DATA)
-            norm = optax.tree.norm(gradient)
-            changes, new_optimiser = stage.optimiser.update(gradient, optimiser, params)
+            value, extra, slope = mean_gradient(loss, tree(params), frozen, examples, accumulate)
+            value, extra, slope = lax.pmean((value, extra, slope), DATA)
+            norm = optax.tree.norm(slope)
+            changes, moved = stage.optimiser.update(slope, optimiser, params)
             finite = jnp.isfinite(value) & jnp.isfinite(norm)
-            params, optimiser = choose(
-                finite, (optax.apply_updates(params, changes), new_optimiser), (params, optimiser)
-            )
+            params, optimiser = choose(finite, (params + changes, moved), (params, optimiser))
             metrics |= {f"{name}/loss": value, f"{name}/gradient_norm": norm}
             metrics |= {f"{name}/{key}": x for key, x in extra.items()}
         average = state.average
         if stage.ema is not None:
-            average = optax.incremental_update(params, average, 1.0 - stage.ema)
-        return State(state.step + 1, params, optimiser, average), metrics
+            average = optax.incremental_update(tree(params), average, 1.0 - stage.ema)
+        return State(state.step + 1, tree(params), optimiser, average), metrics
 
     def step(
         state: State, frozen: Tree, batch: Mapping[str, Array], key: Array
@@ -78,12 +80,12 @@ def micro_batches(function: Callable[[Any], Tree], batch: Any, count: int) -> Tr
 
 def mean_gradient(
     loss: Loss, params: Tree, frozen: Tree, examples: Tree, count: int
-) -> tuple[tuple[Array, Metrics], Tree]:
-    """Loss, metrics and gradient, as means over `count` stacked micro-batches."""
+) -> tuple[Array, Metrics, Array]:
+    """Loss, metrics and gradient (one vector), as means over `count` stacked micro-batches."""
     of_part = jax.value_and_grad(loss, has_aux=True)
     if count == 1:
-        result: tuple[tuple[Array, Metrics], Tree] = of_part(params, frozen, examples)
-        return result
+        (value, extra), gradient = of_part(params, frozen, examples)
+        return value, extra, ravel_pytree(gradient)[0]
 
     def add(total: Tree, example: Tree) -> tuple[Tree, None]:
         return jax.tree.map(jnp.add, total, of_part(params, frozen, example)), None
@@ -91,8 +93,8 @@ def mean_gradient(
     part = jax.tree.map(lambda x: x[0], examples)
     shapes = jax.eval_shape(of_part, params, frozen, part)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total, _ = lax.scan(add, zeros, examples)
-    return jax.tree.map(lambda x: x / count, total)
+    ((value, extra), gradient), _ = lax.scan(add, zeros, examples)
+    return jax.tree.map(lambda x: x / count, (value, extra, ravel_pytree(gradient)[0]))
 
 
 def choose(condition: Array, yes: Tree, no: Tree) -> Tree:

@@ -1,7 +1,7 @@
 """Linear regression as a stage: trains in milliseconds. As a program, one run of the loop."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Batches:
     def __next__(self) -> dict[str, np.ndarray]:
         self.given += 1
         x = np.random.default_rng(self.given).normal(size=(ITEMS, 4)).astype(np.float32)
-        return {"x": x * np.float32(np.nan) if self.given == self.bad else x}
+        return {"x": own_part(x * np.float32(np.nan) if self.given == self.bad else x)}
 
     def get_state(self) -> dict[str, Any]:
         return {"given": self.given}
@@ -62,7 +62,20 @@ class Batches:
         self.given = state["given"]
 
 
-HELD_OUT = HeldOut([{"x": np.eye(ITEMS, 4, k=-k, dtype=np.float32)} for k in (0, 1)], ITEMS + 3)
+def own_part(x: np.ndarray) -> np.ndarray:
+    """This process's items of a batch."""
+    return np.split(x, jax.process_count())[jax.process_index()]
+
+
+class Items:
+    """Two batches to validate on."""
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        for k in (0, 1):
+            yield {"x": own_part(np.eye(ITEMS, 4, k=-k, dtype=np.float32))}
+
+
+HELD_OUT = HeldOut(Items(), ITEMS + 3)
 
 
 def start() -> State:
@@ -84,8 +97,14 @@ if __name__ == "__main__":
     from ie_jax.cli import run
 
     def one(argv: Sequence[str]) -> None:
-        """FOLDER STEPS LOG_EVERY"""
-        state = fit(Path(argv[0]), int(argv[1]), log_every=int(argv[2]))
+        """FOLDER STEPS LOG_EVERY [COORDINATOR PROCESSES PROCESS]"""
+        folder, steps, log_every, *others = argv
+        if others:
+            jax.distributed.initialize(others[0], int(others[1]), int(others[2]))
+        state = fit(Path(folder), int(steps), log_every=int(log_every), say=say)
         print(state.params["w"].tolist())
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
     run(one, sys.argv[1:])

@@ -1,5 +1,6 @@
 """Checkpoints: across device counts, damaged, half written, on a full disk."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -109,7 +110,7 @@ def test_all_damaged_is_an_error(copy: Path) -> None:
     for step in (1, 2, 3):
         shutil.rmtree(copy / str(step) / "state")
     checkpoints, said = opened(copy)
-    with pytest.raises(UserError, match="all checkpoints in .* are damaged"):
+    with pytest.raises(UserError, match=r"all checkpoints in .* are damaged"):
         checkpoints.restore(start())
     assert len(said) == 3
     assert (copy / "3").is_dir()  # nothing is removed
@@ -179,14 +180,10 @@ def program(
 
 
 def test_a_run_moves_between_numbers_of_devices(tmp_path: Path) -> None:
-    whole = np.array(eval_list(program(tmp_path / "whole", 12)))
+    whole = np.array(json.loads(program(tmp_path / "whole", 12)))
     for steps, devices in ((4, 8), (8, 1), (12, 2)):
-        result = np.array(eval_list(program(tmp_path / "parts", steps, devices)))
+        result = np.array(json.loads(program(tmp_path / "parts", steps, devices)))
     np.testing.assert_allclose(result, whole, rtol=1e-6)
-
-
-def eval_list(text: str) -> list[list[float]]:
-    return [[float(x) for x in row.split(",")] for row in text.strip("[]").split("], [")]
 
 
 @pytest.mark.parametrize(

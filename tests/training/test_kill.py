@@ -1,0 +1,100 @@
+"""A real training process is killed again and again; what comes out is what would have come out."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.training.test_loop import lines, same_tensors
+
+KILLS = 20
+SETTINGS = [
+    *("--config", "tests/training/tiny.yaml", "--data.validation", "0"),
+    *("--cycle.distance", "l2", "--cycle.cycle-weight", "0", "--cycle.preservation-weight", "0"),
+    *("--steps", "30", "--save-every", "1"),
+]
+
+
+class Server:
+    """Starts runs one after the other."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.training.lives"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=ROOT,
+        )
+
+    def answer(self) -> int:
+        assert self.process.stdout
+        return int(self.process.stdout.readline())
+
+    def start(self, folder: Path) -> int:
+        """Begin or resume a run; returns the process's number."""
+        assert self.process.stdin
+        arguments = [*SETTINGS, "--output", str(folder), "--resume", str(self.log)]
+        self.process.stdin.write(json.dumps(arguments) + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def steps_told(self) -> int:
+        return self.log.read_text().count("\nstep ") if self.log.exists() else 0
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path / "log.txt")
+    yield server
+    assert server.process.stdin and server.process.stdout
+    server.process.stdin.close()
+    server.process.wait(60)
+    server.process.stdout.close()
+
+
+@pytest.mark.timeout(900)
+def test_a_run_killed_at_random_moments_equals_an_uninterrupted_one(
+    server: Server, tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    server.start(whole)
+    assert server.answer() == 0, server.log.read_text()
+    draw = random.Random(0)
+    kills = 0
+    while kills < KILLS:
+        pid, told = server.start(parts), server.steps_told()
+        # While it starts, or after so many steps; then somewhere in a step or a save.
+        steps = draw.choice([-1, -1, 1, 1, 2])
+        end = time.monotonic() + (draw.uniform(0, 5) if steps < 0 else 120)
+        while server.steps_told() < told + abs(steps) and time.monotonic() < end:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.5))
+        os.kill(pid, signal.SIGKILL)
+        status = server.answer()
+        assert status in (0, -signal.SIGKILL), server.log.read_text()
+        kills += status != 0
+        if status == 0:  # finished before: once more
+            same_result(whole, parts)
+            shutil.rmtree(parts)
+    server.start(parts)
+    assert server.answer() == 0, server.log.read_text()
+    same_result(whole, parts)
+
+
+def same_result(whole: Path, parts: Path) -> None:
+    """Equal bit for bit."""
+    one, other = (folder / "forward_lora.safetensors" for folder in (whole, parts))
+    assert same_tensors(one, other)
+    assert lines(whole) == lines(parts)
