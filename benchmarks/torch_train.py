@@ -102,7 +102,7 @@ class Lpips:
     def features(self, x: Tensor) -> list[Tensor]:
         """The activations at the end of each block, of unit length over the channels."""
         x = ((x.float() - self.shift) / self.scale).to(self.dtype)
-        maps = []
+        maps: list[Tensor] = []
         for block in self.blocks:
             if maps:
                 x = torch.nn.functional.max_pool2d(x, 2)
@@ -396,7 +396,7 @@ class TorchTrainer:
             for example in examples:
                 weighted = [self.losses[each][0] * self.losses[each][1](example) for each in group]
                 loss = torch.stack(weighted).sum() / count
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 value += loss.detach()
             norm = torch.nn.utils.clip_grad_norm_(self.trained, self.config.optimiser.clip)
             self.optimiser.step()

@@ -34,7 +34,7 @@ from benchmarks.random_weights import SIZES
 from ie_jax.cli import run
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole
-from ie_jax.models.execution import Execution, Precision, dtype
+from ie_jax.models.execution import DType, Execution, Precision, dtype
 from ie_jax.models.lora import lora_shapes
 from ie_jax.models.lpips import WIDTHS, lpips_shapes
 from ie_jax.models.networks import Architecture, Networks
@@ -472,7 +472,7 @@ def work_table(work: Sequence[train_flops.Work]) -> Iterator[str]:
         [
             x.calls.part,
             x.calls.network,
-            x.calls.count,
+            x.calls.times,
             x.calls.gradient,
             *(shown(y, 1e-12) for y in (x.forward, x.recomputed, x.backward, x.total)),
         ]
@@ -567,7 +567,8 @@ def task_of(options: argparse.Namespace, platform: str, arch: Architecture) -> T
     if size < 1 or size % arch.latent_factor:
         raise UserError(f"--size {size} must divide by {arch.latent_factor}")
     remat = options.remat or ("none" if cpu else "block")
-    precision = Precision(*[options.dtype or ("float32" if cpu else "bfloat16")] * 2)
+    kind: DType = options.dtype or ("float32" if cpu else "bfloat16")
+    precision = Precision(param=kind, compute=kind)
     cycle = CycleConfig(
         order=options.order,
         distance=options.distance,
@@ -613,7 +614,7 @@ def main(argv: Sequence[str]) -> None:
         "options": {key: str(value) for key, value in vars(options).items()},
         "device": device,
         "versions": versions(),
-        "work": [{**x.calls._asdict(), **x._asdict(), "calls": x.calls.count} for x in work],
+        "work": [{**x.calls._asdict(), **x._asdict(), "calls": x.calls.times} for x in work],
         "orders": orders,
     }
     if options.measure:

@@ -51,7 +51,7 @@ class Calls(NamedTuple):
 
     part: str
     network: str
-    count: int
+    times: int
     gradient: Gradient = "none"
 
 
@@ -282,7 +282,7 @@ def work(plan: Plan, costs: Mapping[str, Cost]) -> list[Work]:
     result = []
     for each in calls(plan):
         unit = costs[each.network]
-        times = each.count / plan.batch if each.network == "merge" else each.count
+        times = each.times / plan.batch if each.network == "merge" else each.times
         backward = {"none": 0.0, "inputs": unit.inputs, "lora": unit.lora}[each.gradient]
         result.append(
             Work(each, times * unit.forward, times * again(plan, each, unit), times * backward)

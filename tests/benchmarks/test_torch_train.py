@@ -1,6 +1,7 @@
 """The PyTorch counterpart of the training step computes what ours computes."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +26,12 @@ from benchmarks.torch_train import TorchTrainer, torch  # noqa: E402
 CONFIG = TrainConfig(
     model="random", batch_size=2, cycle=CycleConfig(patch_size=32, patch_stride=16, guidance=3.0)
 )
-BOTH_SIZES = {"size": 64, "seed": 3}
+SIZE, SEED = 64, 3
 
 
-def both(config: TrainConfig) -> tuple[tuple, TorchTrainer, tuple]:  # type: ignore[type-arg]
+def both(config: TrainConfig) -> tuple[tuple[Any, ...], TorchTrainer, tuple[Any, Any]]:
     """Frozen weights, LoRA, batch and networks of ours; the trainer, its batch and draws."""
-    task = train.Task(config, **BOTH_SIZES)
+    task = train.Task(config, SIZE, SEED)
     pipeline, perceptual = train.pipeline_of("random"), train.perceptual_of(config)
     frozen = frozen_of(config, pipeline, perceptual)
     networks = train.networks_of(config, pipeline.architecture)
@@ -51,7 +52,7 @@ def test_losses_are_ours() -> None:
         every = updates(CONFIG.cycle, networks).items()
         return {name: loss(lora, frozen, example)[0] for name, loss in every}
 
-    found = losses(jax.random.split(jax.random.key(BOTH_SIZES["seed"]), CONFIG.batch_size))
+    found = losses(jax.random.split(jax.random.key(SEED), CONFIG.batch_size))
     with torch.no_grad():
         example = trainer.prepare(*theirs)
         for name, (weight, loss) in trainer.losses.items():
@@ -60,7 +61,7 @@ def test_losses_are_ours() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["in_turn", "sum"])
-def test_steps_are_ours(order: str) -> None:
+def test_steps_are_ours(order: Any) -> None:
     """Two steps, large enough that the second one's losses show the first."""
     config = replace(
         CONFIG,
@@ -75,7 +76,7 @@ def test_steps_are_ours(order: str) -> None:
     state = initial_state(stage, lora)
     first: dict[str, float] = {}
     for _ in range(2):
-        state, ours = step(state, frozen, batch, jax.random.key(BOTH_SIZES["seed"]))
+        state, ours = step(state, frozen, batch, jax.random.key(SEED))
         found, _seconds = trainer(*theirs)
         for name, value in found.items():
             assert float(ours[name]) == pytest.approx(value, rel=1e-4), name
