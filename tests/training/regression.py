@@ -84,13 +84,12 @@ def start() -> State:
 
 def fit(folder: Path, steps: int = 10, batches: Any = None, **options: Any) -> State:
     """One run of the loop, or the rest of one."""
-    plan = {"evaluate_every": 5, "save_every": 3, "log_every": 1, "best": "mse"}
+    plan: dict[str, Any] = {"evaluate_every": 5, "save_every": 3, "log_every": 1, "best": "mse"}
     plan |= {name: options.pop(name) for name in Plan.__dataclass_fields__ if name in options}
-    options = {"held_out": HELD_OUT, "quiet": True, "key": jax.random.key(7)} | options
-    mesh = make_mesh(options.pop("fsdp", 1))
+    options = {"held_out": HELD_OUT, "quiet": True, "key": jax.random.key(7), **options}
     loader = batches or Batches()
-    plan_ = Plan(steps, **plan)  # type: ignore[arg-type]
-    return train(STAGE, start(), TRUE, mesh, loader, folder=folder, plan=plan_, **options)
+    every: dict[str, Any] = {"folder": folder, "plan": Plan(steps, **plan), **options}
+    return train(STAGE, start(), TRUE, make_mesh(), loader, **every)
 
 
 if __name__ == "__main__":
