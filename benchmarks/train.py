@@ -60,6 +60,8 @@ class Task:
     config: TrainConfig
     size: int
     seed: int = 0
+    threads: int | None = None
+    """CPU cores for either program. None: all."""
 
 
 # --- What both programs start from ----------------------------------------------------------------
@@ -319,6 +321,14 @@ here: Any = None
 """The program of this process."""
 
 
+def confine(threads: int | None) -> None:
+    """Settings of a fresh process, before its libraries count the cores."""
+    prepare_process()
+    if threads:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
 def begin(name: str, task: Task) -> dict[str, Any]:
     """Load, compile, make a first step."""
     global here
@@ -337,7 +347,7 @@ class Process:
 
     def __init__(self, name: str, task: Task) -> None:
         spawn = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(1, spawn, initializer=prepare_process)
+        self.pool = ProcessPoolExecutor(1, spawn, initializer=confine, initargs=(task.threads,))
         try:
             self.facts: dict[str, Any] = self.pool.submit(begin, name, task).result()
         except BaseException:
@@ -548,11 +558,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=True,
         help="--no-measure: only count the work",
     )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="CPU cores for either program (default: all; where others compute too, PyTorch's "
+        "threads wait for each other most of the time)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="a JSON file for all figures")
     options = parser.parse_args(argv)
     if options.repeats < 1:
         raise UserError(f"--repeats {options.repeats} must be positive")
+    cores = os.cpu_count() or 1
+    if options.threads is not None and not 1 <= options.threads <= cores:
+        raise UserError(f"--threads {options.threads} must be from 1 to {cores}")
     return options
 
 
@@ -588,7 +607,7 @@ def task_of(options: argparse.Namespace, platform: str, arch: Architecture) -> T
         vae_precision=precision,
         execution=Execution(remat_block=remat == "block", remat_call=remat == "call"),
     )
-    return Task(config, size, options.seed)
+    return Task(config, size, options.seed, options.threads)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -604,7 +623,7 @@ def main(argv: Sequence[str]) -> None:
     print(
         f"{config.model}, {task.size} px, {config.batch_size} images in {config.accumulate} parts, "
         f"{config.precision.compute}, {config.cycle.order}, {config.lora}, remat {plan.remat}, "
-        f"{config.cycle.distance}; {device['kind']}, {os.cpu_count()} CPU cores\n"
+        f"{config.cycle.distance}; {device['kind']}, {task.threads or os.cpu_count()} CPU cores\n"
     )
     base = unet_shapes(arch.unet)
     kernels = count(train_flops.kernels_of(base, lora)) * dtype(config.precision.param).itemsize

@@ -145,6 +145,7 @@ def test_measures_steps_and_their_parts(tmp_path: Path, capsys: pytest.CaptureFi
     "bad",
     [
         ["--repeats", "0"],
+        ["--threads", "0"],
         ["--size", "50"],
         ["--patch-size", "65"],
         ["--batch", "0"],
