@@ -322,11 +322,9 @@ here: Any = None
 
 
 def confine(threads: int | None) -> None:
-    """Settings of a fresh process, before its libraries count the cores."""
-    prepare_process()
+    """Keep this process to some of the cores."""
     if threads:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def begin(name: str, task: Task) -> dict[str, Any]:
@@ -613,6 +611,9 @@ def task_of(options: argparse.Namespace, platform: str, arch: Architecture) -> T
 def main(argv: Sequence[str]) -> None:
     """The command."""
     options = parse(argv)
+    prepare_process()  # the programs inherit it: libraries read it as they load
+    if options.threads:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)
     device = device_facts()
     jax.config.update("jax_platforms", "cpu")  # this process leaves the accelerator to the others
     arch, lora = architecture_and_lora(options.model)
