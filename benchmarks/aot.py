@@ -161,7 +161,7 @@ def report(name: str, options: argparse.Namespace) -> list[Any]:
     start = time.perf_counter()
     step = jax.jit(make_step(stage, mesh, options.accumulate), donate_argnums=0)
     compiled = step.lower(*arguments).compile(compiler_options=COMPILER_OPTIONS.get(platform))
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     costs: Mapping[str, float] = compiled.cost_analysis() or {}
     moved = collective_bytes(compiled.as_text())
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes

@@ -53,6 +53,9 @@ from tests import training_records
 from tests.comparison import EDIT, Arrays, Report
 from tests.training_records import TENSORS, Training
 
+LOSSES = "F_losses"
+"""A file of scalars; those of LPIPS, which take minutes, are a case of their own."""
+
 Ours = dict[str, Any]
 """Our arrays by their names in the records."""
 
@@ -101,8 +104,9 @@ class Recording:
     def __init__(self, folder: Path) -> None:
         """Raises UserError if it is not such a folder."""
         self.folder = folder
-        records = [*folder.glob("[ABCDEF]*.npz"), *folder.glob("F_losses*.json")]
-        self.cases = sorted(path.stem for path in records)
+        self.cases = sorted(path.stem for path in folder.glob("[ABCDEF]*.npz"))
+        if (folder / f"{LOSSES}.json").exists():
+            self.cases += [LOSSES, f"{LOSSES}_lpips"]
         if not self.cases:
             raise UserError(f"{folder} holds no records of groups A to F (such as A_math.npz)")
         files = local_files(folder / "checkpoints")
@@ -117,8 +121,10 @@ class Recording:
 
     def record(self, case: str) -> Arrays:
         """The arrays of a case."""
-        if not (self.folder / f"{case}.npz").exists():
-            return {name: np.asarray(x) for name, x in self.json(case).items()}
+        if case.startswith(LOSSES):
+            scalars = self.json(LOSSES).items()
+            of_images = case.endswith("_lpips")
+            return {name: np.asarray(x) for name, x in scalars if ("_lpips" in name) == of_images}
         with np.load(self.folder / f"{case}.npz") as arrays:
             return dict(arrays)
 

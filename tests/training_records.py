@@ -192,8 +192,12 @@ class Training:
         config = CycleConfig(distance="lpips" if of_images else GIVEN, latent_distance=GIVEN)
         # With LPIPS in the cycle, the published code takes Huber's for the other two.
         number = jnp.int32(KINDS["huber" if of_images else kind.removesuffix("_w")])
+        networks = self.networks
+        if of_images:  # 512 px in float32: 15 GB, if nothing were computed twice
+            execution = replace(networks.execution, remat_block=True)
+            networks = replace(networks, execution=execution)
         arguments = (lora, batch.frozen, batch.example, number)
-        return jax.block_until_ready(value_and_gradient(config, self.networks, name, *arguments))
+        return jax.block_until_ready(value_and_gradient(config, networks, name, *arguments))
 
     @functools.cache  # noqa: B019  lives as long as the command
     def alone(self, step: str, kind: str) -> tuple[Any, Any]:
@@ -337,7 +341,7 @@ CASES: dict[str, Case] = {
     "F_batch": batch_case,
     "F_grads_*": gradients_case,
     "F_seq_*": changes_case,
-    "F_losses": losses_case,
+    "F_losses*": losses_case,
     "F_lpips": lpips_case,
 }
 TENSORS = "F_[gs]*"

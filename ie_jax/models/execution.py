@@ -43,7 +43,8 @@ class Execution:
     """Explicit attention and attention energies take this many queries at a time, so that their
     memory grows with the tokens, not with their square. 0: all at once."""
     remat_block: bool = False
-    """Backward passes recompute the inside of each ResNet and transformer, the autoencoder's too."""
+    """Backward passes recompute the inside of each ResNet and transformer, also of the
+    autoencoder."""
     remat_call: bool = False
     """Backward passes recompute each network call from its inputs."""
     unroll: Literal["auto"] | int = "auto"

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
 Tree = Any
@@ -44,6 +45,7 @@ class State:
     params: Tree
     """float32."""
     optimiser: Tree
+    """Of the parameters as one vector (`jax.flatten_util.ravel_pytree`)."""
     average: Tree | None
     """Moving average of the parameters, where the stage keeps one."""
 
@@ -52,4 +54,4 @@ def initial_state(stage: Stage, params: Tree) -> State:
     """The state before the first batch. Owns its arrays: a step may donate them."""
     params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
     average = None if stage.ema is None else jax.tree.map(jnp.copy, params)
-    return State(jnp.int32(0), params, stage.optimiser.init(params), average)
+    return State(jnp.int32(0), params, stage.optimiser.init(ravel_pytree(params)[0]), average)
