@@ -163,7 +163,7 @@ def report(name: str, options: argparse.Namespace) -> list[Any]:
     compiled = step.lower(*arguments).compile(compiler_options=COMPILER_OPTIONS.get(platform))
     memory: Any = compiled.memory_analysis()
     costs: Mapping[str, float] = compiled.cost_analysis() or {}
-    moved = collective_bytes(compiled.as_text())
+    moved = collective_bytes(compiled.as_text() or "")
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     unaliased = memory.output_size_in_bytes - memory.alias_size_in_bytes
     flops = costs.get("flops", 0.0)

@@ -171,7 +171,8 @@ def latents_and_target(
         mean, std = batch["mean"].astype(jnp.float32), batch["std"].astype(jnp.float32)
     else:
         x = from_uint8(batch["pixels"])
-        mean, std = model.apply(variables, x, method="moments")  # type: ignore[misc]
+        moments: tuple[Array, Array] = model.apply(variables, x, method="moments")  # type: ignore[assignment]
+        mean, std = moments
     z = (mean + std * noise) * networks.architecture.vae.scaling_factor
     if config.distance != "lpips" or not config.cycle_weight:
         return z, None

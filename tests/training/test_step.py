@@ -66,12 +66,12 @@ def test_an_update_that_is_not_finite_is_not_made_and_is_seen() -> None:
     assert np.isnan(metrics["fit/loss"]) and np.isnan(metrics["shrink/gradient_norm"])
     kept = (after.params, after.optimiser), (good.params, good.optimiser)
     jax.tree.map(np.testing.assert_array_equal, *kept)
-    assert np.isfinite(after.average["w"]).all()
+    assert after.average and np.isfinite(after.average["w"]).all()
 
 
 def test_the_average_follows_the_parameters() -> None:
-    first, _ = run(batches=1, ema=0.9)
-    second, _ = run(batches=2, ema=0.9)
+    (first, _), (second, _) = (run(batches=n, ema=0.9) for n in (1, 2))
+    assert first.average and second.average
     np.testing.assert_allclose(first.average["w"], 0.1 * first.params["w"], rtol=1e-6)
     expected = 0.9 * first.average["w"] + 0.1 * second.params["w"]
     np.testing.assert_allclose(second.average["w"], expected, rtol=1e-5)
@@ -80,7 +80,7 @@ def test_the_average_follows_the_parameters() -> None:
 def test_a_change_of_values_does_not_compile_again() -> None:
     stage = toy.stage()
     mesh = one_device()
-    step = jax.jit(make_step(stage, mesh))
+    step: Any = jax.jit(make_step(stage, mesh))
     state = jax.device_put(initial_state(stage, toy.WEIGHTS), replicated(mesh))
     for n in range(3):
         frozen = {"scale": np.float32(n)}
