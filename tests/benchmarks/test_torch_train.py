@@ -46,6 +46,7 @@ def both(config: TrainConfig) -> tuple[tuple[Any, ...], TorchTrainer, tuple[Any,
     return ours, trainer, (trainer.place(batch), trainer.place(draws))
 
 
+@pytest.mark.slow
 def test_losses_are_ours() -> None:
     (networks, frozen, lora, batch), trainer, theirs = both(CONFIG)
 
