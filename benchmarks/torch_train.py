@@ -119,10 +119,11 @@ class Lpips:
         return torch.stack(terms).sum(0)
 
 
-def patches(x: Tensor, size: int, stride: int) -> Tensor:
-    """All patches of all images."""
-    cut = x.unfold(2, size, stride).unfold(3, size, stride)
-    return cut.permute(0, 2, 3, 1, 4, 5).reshape(-1, x.shape[1], size, size)
+def patches(x: Tensor, size: int, stride: int, layout: str) -> Tensor:
+    """All patches of all images; `interleaved`: their values in the published order."""
+    cut = x.unfold(2, size, stride).unfold(3, size, stride)  # b, colour, row, column, patch
+    axes = {"windows": (0, 2, 3, 1, 4, 5), "interleaved": (0, 2, 4, 1, 3, 5)}
+    return cut.permute(axes[layout]).reshape(-1, x.shape[1], size, size)
 
 
 def squared(x: Tensor, y: Tensor) -> Tensor:
@@ -311,7 +312,8 @@ class TorchTrainer:
         if self.lpips is None:
             return LATENT[cycle.distance](z, x.latents)
         assert x.target is not None
-        cut = (patches(y, cycle.patch_size, cycle.patch_stride) for y in (self.decode(z), x.target))
+        how = (cycle.patch_size, cycle.patch_stride, cycle.patch_layout)
+        cut = (patches(y, *how) for y in (self.decode(z), x.target))
         return self.lpips(*cut).mean()
 
     def preservation(self, x: Example) -> Tensor:

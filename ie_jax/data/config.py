@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ie_jax.data.images import MAX_SIDE
+from ie_jax.data.world import TRAINING_SEEDS
 from ie_jax.errors import UserError
 
 
@@ -11,11 +12,16 @@ from ie_jax.errors import UserError
 class DataConfig:
     """Images with captions: where they are and how they are read."""
 
-    source: Literal["folder", "coco_csv", "tfds", "latents"] = "folder"
+    source: Literal["folder", "coco_csv", "tfds", "latents", "world"] = "folder"
     """folder: pictures with metadata.jsonl or .txt files. coco_csv: train2014/ beside
-    train2014.csv. tfds: prepared array_record files. latents: what ie-jax-cache-latents wrote."""
+    train2014.csv. tfds: prepared array_record files. latents: what ie-jax-cache-latents wrote.
+    world: scenes of the embedded world, drawn as they are needed."""
     path: str = ""
-    """The folder of the data."""
+    """The folder of the data; none for the world."""
+    world_seed: int = 0
+    """Of the world's scenes, below 1000: evaluation draws from the others."""
+    world_scenes: int = 1_000_000
+    """How many scenes of the world there are, those held out among them."""
     split: str | None = None
     """A part of them: a folder in `path`, or a split of TFDS. None: all; train2014; train."""
     validation: int | str = 0
@@ -38,3 +44,10 @@ class DataConfig:
             raise UserError(f"workers {self.workers} must be from 0 to 256")
         if not 0 <= self.max_broken <= 1:
             raise UserError(f"max_broken {self.max_broken} must be from 0 to 1")
+        if self.world_seed not in TRAINING_SEEDS:
+            raise UserError(
+                f"world_seed {self.world_seed} must be from 0 to {TRAINING_SEEDS[-1]}: the others "
+                "are for evaluation"
+            )
+        if self.world_scenes < 1:
+            raise UserError(f"world_scenes {self.world_scenes} must be 1 or more")

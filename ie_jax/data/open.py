@@ -6,6 +6,7 @@ from ie_jax.data.config import DataConfig
 from ie_jax.data.latents import Latents
 from ie_jax.data.loader import Dataset, Loader
 from ie_jax.data.pictures import Pictures, Tokenize
+from ie_jax.data.scenes import Scenes
 from ie_jax.data.sources import Files, Source, Tfds, coco_csv, folder
 from ie_jax.errors import UserError
 
@@ -52,7 +53,7 @@ def divided(
     config: DataConfig, tokenizer: Tokenize, size: int, training: bool
 ) -> tuple[Dataset, range]:
     """The data set of training or validation, and which of its images take part."""
-    if not config.path:
+    if not config.path and config.source != "world":
         raise UserError("the data's path is missing: name their folder")
     if not config.validation and not training:
         raise UserError("validation names no images: give a number or a split")
@@ -64,6 +65,8 @@ def divided(
         made = dataset.index.config.size
         if made != size:
             raise UserError(f"{config.path}: holds latents of {made} pixels, not {size}")
+    elif config.source == "world":
+        dataset = Scenes(config.world_seed, config.world_scenes, tokenizer, size)
     else:
         source = open_source(config, split)
         if held_out and training:
@@ -73,7 +76,7 @@ def divided(
     first = count - (config.validation if isinstance(config.validation, int) else 0)
     if first < 1:
         raise UserError(
-            f"{config.path}: of {count} images none is left to train on: validation is "
+            f"{config.path or config.source}: of {count} images none is left to train on: validation is "
             f"{config.validation}"
         )
     return dataset, range(first) if training or held_out else range(first, count)

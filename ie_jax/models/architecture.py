@@ -65,11 +65,14 @@ class VAEConfig:
     norm_num_groups: int
     scaling_factor: float = 0.18215
     sample_size: int = 512
+    patch_size: int = 1
+    """Squares of so many pixels a side are the channels of one (space to depth) before the first
+    and after the last convolution; our own key. `in_channels` counts them: 3 patch_size²."""
 
     @property
     def factor(self) -> int:
         """Pixels per latent, in each direction."""
-        return 2 ** (len(self.block_out_channels) - 1)
+        return self.patch_size * 2 ** (len(self.block_out_channels) - 1)
 
 
 @dataclass(frozen=True)
@@ -289,7 +292,13 @@ def vae_config(config: Mapping[str, Any], where: str = "vae/config.json") -> VAE
         norm_num_groups=groups,
         scaling_factor=float(read.take("scaling_factor", float, 0.18215)),
         sample_size=read.positive("sample_size", 512),
+        patch_size=read.positive("patch_size", 1),
     )
+    if result.patch_size > 1:
+        read.require(
+            result.in_channels == result.out_channels == 3 * result.patch_size**2,
+            f"in_channels and out_channels are not 3 patch_size², {3 * result.patch_size**2}",
+        )
     read.finish()
     return result
 

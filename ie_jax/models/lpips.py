@@ -45,10 +45,10 @@ def unit(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     return x / (length + EPSILON)
 
 
-def features(
+def activations(
     params: Params, x: Image, compute: jnp.dtype = FLOAT32
 ) -> tuple[Float[Array, "b h w c"], ...]:
-    """The activations at the end of each block, of unit length over the channels, float32.
+    """The activations at the end of each block, float32.
 
     Args:
         x: in [-1, 1]; sides of at least 2 ** (blocks - 1).
@@ -71,8 +71,15 @@ def features(
                 precision=exact(x.dtype),
             )
             x = jax.nn.relu(x + jnp.broadcast_to(bias, x.shape))
-        maps.append(unit(x.astype(jnp.float32)))
+        maps.append(x.astype(jnp.float32))
     return tuple(maps)
+
+
+def features(
+    params: Params, x: Image, compute: jnp.dtype = FLOAT32
+) -> tuple[Float[Array, "b h w c"], ...]:
+    """The `activations`, of unit length over the channels."""
+    return tuple(map(unit, activations(params, x, compute)))
 
 
 def per_layer(

@@ -30,9 +30,8 @@ def unet_shapes(config: UNetConfig) -> dict[str, Any]:
 
 def vae_shapes(config: VAEConfig) -> dict[str, Any]:
     """The weights of an autoencoder."""
-    return param_shapes(
-        VAE(config), jnp.zeros((1, config.factor, config.factor, config.in_channels))
-    )
+    channels = config.in_channels // config.patch_size**2
+    return param_shapes(VAE(config), jnp.zeros((1, config.factor, config.factor, channels)))
 
 
 def text_encoder_shapes(config: TextConfig) -> dict[str, Any]:

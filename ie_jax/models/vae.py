@@ -16,6 +16,20 @@ EPSILON = 1e-6
 ASYMMETRIC = ((0, 1), (0, 1))  # upstream pads only below and to the right before it halves
 
 
+def space_to_depth(x: Float[Array, "b H W c"], side: int) -> Float[Array, "b h w d"]:
+    """Each square of `side` x `side` pixels as the channels of one: d = c side², c slowest."""
+    b, height, width, c = x.shape
+    x = x.reshape(b, height // side, side, width // side, side, c)
+    return x.transpose(0, 1, 3, 5, 2, 4).reshape(b, height // side, width // side, -1)
+
+
+def depth_to_space(x: Float[Array, "b h w d"], side: int) -> Float[Array, "b H W c"]:
+    """The inverse of `space_to_depth`."""
+    b, height, width, d = x.shape
+    x = x.reshape(b, height, width, d // side**2, side, side)
+    return x.transpose(0, 1, 4, 2, 5, 3).reshape(b, height * side, width * side, -1)
+
+
 class AttentionBlock(nn.Module):
     """One-head self-attention over the pixels, with residual."""
 
@@ -146,6 +160,7 @@ class VAE(nn.Module):
         Args:
             x: image in [-1, 1], sides divisible by the factor (8 in SD1.5).
         """
+        x = space_to_depth(x, self.config.patch_size)
         moments = self.quant_conv(self.encoder(x)).astype(jnp.float32)
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return mean, jnp.exp(0.5 * jnp.clip(log_variance, -30.0, 20.0))
@@ -162,7 +177,7 @@ class VAE(nn.Module):
     def decode(self, z: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
         """Scaled latent to image, nominally in [-1, 1], not clamped."""
         x = self.decoder(self.post_quant_conv(z / self.config.scaling_factor))
-        return x.astype(dtype(self.precision.output))
+        return depth_to_space(x, self.config.patch_size).astype(dtype(self.precision.output))
 
     def __call__(self, x: Float[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
         """The reconstruction of x through the posterior mean."""

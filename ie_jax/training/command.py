@@ -1,4 +1,4 @@
-"""The command: fine-tune the forward model by cycle consistency."""
+"""The command: train a stage, be it cycle fine-tuning or what comes before it."""
 
 import json
 import shutil
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import yaml
 
 from ie_jax.cli import parse, print_line, run
@@ -19,31 +18,24 @@ from ie_jax.data.loader import Loader
 from ie_jax.data.open import open_data
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole
-from ie_jax.models.execution import DType, dtype
-from ie_jax.models.networks import Networks
 from ie_jax.models.tokenizer import Tokenizer
 from ie_jax.progress import Stages
-from ie_jax.training.config import TrainConfig, optimiser_of
-from ie_jax.training.cycle import Frozen, cycle_schedule, cycle_stage
+from ie_jax.training.config import TrainConfig
 from ie_jax.training.journal import EVENTS, METRICS, PICTURES, writing
 from ie_jax.training.loop import CHECKPOINTS, FAILURE, HeldOut, Plan, train
+from ie_jax.training.recipes import LORA, MODEL, RECIPES, Recipe, check_grid
 from ie_jax.training.sharding import make_mesh
-from ie_jax.training.stage import State, initial_state
-from ie_jax.weights.export import write_lora
-from ie_jax.weights.load import RANDOM, load_pipeline, use_compilation_cache
-from ie_jax.weights.perceptual import load_lpips, random_lpips
+from ie_jax.training.stage import initial_state
+from ie_jax.weights.load import use_compilation_cache
 from ie_jax.weights.pipeline import Pipeline
-from ie_jax.weights.sources import PUBLISHED
 
-DESCRIPTION = """Fine-tune the forward model, image to noise, so that an image inverted and
+DESCRIPTION = """Train. The stage that the paper is about (--stage cycle, the default): fine-tune the forward model, image to noise, so that an image inverted and
 generated again is the image. Writes checkpoints, metrics, pictures, and the trained LoRA in the
 published format: forward_lora.safetensors (the last), forward_lora_best.safetensors (the best on
-held-out images), each with _ema too where a moving average is kept."""
+held-out images), each with _ema too where a moving average is kept. The stages before it make a
+model from nothing; each writes model/, the folder that --model of the next one takes."""
 
 CONFIG = "config.yaml"
-LORA = "forward_lora"
-NARROW = (8, 8, 16, 16, 16)
-"""Widths of a random LPIPS."""
 SMALLEST_PATCH = 16
 """Side of what is left a pixel by the four poolings of VGG16."""
 FREE = {
@@ -87,7 +79,8 @@ def fine_tune(argv: Sequence[str]) -> None:
     if request.output is None:
         raise UserError("--output is missing: name a folder for the run")
     folder = Path(request.output).expanduser()
-    check_grid(config)
+    if config.stage == "cycle":
+        check_grid(config)
     check_folder(folder, request)
     connect(request)
     main = jax.process_index() == 0
@@ -105,40 +98,35 @@ def fine_tune(argv: Sequence[str]) -> None:
             write_config(folder, settings)
 
     with stages(f"load {config.model}"):
-        pipeline = load_pipeline(
-            config.model, config.forward, config.backward, request.offline, not stages.quiet
-        )
-        perceptual = load_perceptual(config, request.offline, not stages.quiet)
-    loader, held_out = open_loaders(config, pipeline)
-    networks = Networks(
-        pipeline.architecture,
-        config.precision,
-        config.vae_precision,
-        config.execution.resolve(config.precision, differentiated=True),
-        config.lora,
-    )
-    stage = cycle_stage(
-        config.cycle, networks, optimiser_of(config.optimiser), config.optimiser.ema
-    )
+        recipe = RECIPES[config.stage](config, request.offline, not stages.quiet)
+    loader, held_out = open_loaders(config, recipe)
     train(
-        stage,
-        initial_state(stage, pipeline.weights.forward),
-        frozen_of(config, pipeline, perceptual),
+        recipe.stage,
+        initial_state(recipe.stage, recipe.params),
+        recipe.frozen,
         mesh,
         loader,
         folder=folder,
-        plan=plan_of(config, perceptual is not None),
+        plan=plan_of(config, recipe.best),
         key=jax.random.key(config.seed),
         held_out=held_out,
         settings=settings,
         accept=accept,
-        export=partial(export, folder),
+        export=lambda state, best: recipe.export(
+            folder, state, best, held_out and held_out.batches
+        ),
         announce=stages,
         say=say if main else silent,
         quiet=stages.quiet,
     )
     if main:
-        print(f"wrote {folder / LORA}.safetensors")
+        print(f"wrote {', '.join(map(str, written(folder)))}")
+
+
+def written(folder: Path) -> list[Path]:
+    """What a run leaves for other programs."""
+    names = (f"{LORA}.safetensors", MODEL)
+    return [folder / name for name in names if (folder / name).exists()]
 
 
 def say(line: str) -> None:
@@ -165,16 +153,6 @@ def connect(request: TrainRequest) -> None:
         jax.distributed.initialize(*address)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"cannot join the other processes: {error}") from error
-
-
-def check_grid(config: TrainConfig) -> None:
-    """Raise UserError if the losses have other boundaries than the published model."""
-    source = PUBLISHED.get(config.model)
-    if source and source.boundaries != config.cycle.boundaries:
-        raise UserError(
-            f"cycle.boundaries {list(config.cycle.boundaries)} must be those of {config.model}, "
-            f"{list(source.boundaries)}"
-        )
 
 
 def check_batch(config: TrainConfig, devices: int) -> None:
@@ -220,7 +198,7 @@ def write_config(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def remove_run(folder: Path) -> None:
     """Remove what a run wrote, and nothing else."""
-    for name in (CHECKPOINTS, PICTURES, EVENTS):
+    for name in (CHECKPOINTS, PICTURES, EVENTS, MODEL):
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
     for path in [*folder.glob(f"{LORA}*.safetensors"), *(folder / n for n in (METRICS, FAILURE))]:
@@ -252,34 +230,8 @@ def require_same(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         raise UserError(f"cannot resume with other settings: {told}")
 
 
-def load_perceptual(config: TrainConfig, offline: bool, progress: bool) -> Any:
-    """The parameters of LPIPS; None where the cycle loss does without."""
-    if config.cycle.distance != "lpips":
-        return None
-    if config.perceptual == RANDOM:
-        return random_lpips(config.seed, NARROW)
-    return load_lpips(config.perceptual, offline, progress)
-
-
-def frozen_of(config: TrainConfig, pipeline: Pipeline, perceptual: Any) -> Frozen:
-    """What training reads, in the config's types, on the host; LoRA not rounded."""
-
-    def cast(tree: Any, name: DType) -> Any:
-        return jax.tree.map(lambda x: np.asarray(x, dtype(name)), tree)
-
-    weights = pipeline.weights
-    return Frozen(
-        unet=cast(weights.unet, config.precision.param),
-        backward=cast(weights.backward, "float32"),
-        vae=cast(weights.vae, config.vae_precision.param),
-        text_encoder=cast(weights.text_encoder, config.precision.param),
-        perceptual=perceptual,
-        schedule=cycle_schedule(config.cycle, pipeline.architecture.betas),
-    )
-
-
-def plan_of(config: TrainConfig, perceptual: bool) -> Plan:
-    """The plan of a config. The best is the nearest to its source."""
+def plan_of(config: TrainConfig, best: str | None) -> Plan:
+    """The plan of a config."""
     return Plan(
         config.steps,
         config.evaluate_every,
@@ -288,24 +240,25 @@ def plan_of(config: TrainConfig, perceptual: bool) -> Plan:
         config.keep,
         config.accumulate,
         config.pictures,
-        best="lpips" if perceptual else "mse",
+        best=best,
     )
 
 
-def open_loaders(config: TrainConfig, pipeline: Pipeline) -> tuple[Loader, HeldOut | None]:
+def open_loaders(config: TrainConfig, recipe: Recipe) -> tuple[Loader, HeldOut | None]:
     """This process's part of the training batches, and of what is held out.
 
     Raises:
         UserError: the data cannot be used, or do not fit the model.
     """
-    architecture = pipeline.architecture
-    tokenizer = Tokenizer(pipeline.tokenizer)
+    architecture = recipe.architecture
+    tokenizer = Tokenizer(recipe.tokenizer)
     length = architecture.text.max_position_embeddings
     size = config.data.size or architecture.unet.sample_size * architecture.vae.factor
     if size % architecture.latent_factor:
         raise UserError(f"data.size {size} must divide by {architecture.latent_factor}")
     patch = config.cycle.patch_size
-    if config.cycle.distance == "lpips" and not SMALLEST_PATCH <= patch <= size:
+    needs_patches = config.stage == "cycle" and config.cycle.distance == "lpips"
+    if needs_patches and not SMALLEST_PATCH <= patch <= size:
         raise UserError(
             f"cycle.patch_size {patch} must be from {SMALLEST_PATCH} to the images' {size} pixels"
         )
@@ -321,15 +274,17 @@ def open_loaders(config: TrainConfig, pipeline: Pipeline) -> tuple[Loader, HeldO
     )
     loader = open_part()
     if isinstance(loader.dataset, Latents):
-        check_latents(config, loader.dataset, pipeline)
+        check_latents(config, loader.dataset, recipe.pipeline)
     if not config.data.validation:
         return loader, None
     held_out = open_part(training=False)
     return loader, HeldOut(held_out, len(held_out.indices))
 
 
-def check_latents(config: TrainConfig, latents: Latents, pipeline: Pipeline) -> None:
+def check_latents(config: TrainConfig, latents: Latents, pipeline: Pipeline | None) -> None:
     """Raise UserError if cached latents are another model's, or lack what the config needs."""
+    if pipeline is None:
+        raise UserError(f"stage {config.stage} needs images, not cached latents")
     weights = pipeline.weights
     if latents.index.config.model != fingerprint(weights.vae, weights.text_encoder):
         raise UserError(f"{config.data.path} holds latents of another model: cache them again")
@@ -337,15 +292,6 @@ def check_latents(config: TrainConfig, latents: Latents, pipeline: Pipeline) -> 
         raise UserError(f"cycle.target image: {config.data.path} holds no pixels: cache them too")
     if config.data.validation:
         raise UserError("validation needs images: with source latents set data.validation to 0")
-
-
-def export(folder: Path, state: State, best: bool) -> None:
-    """Write the trained LoRA, and its moving average."""
-    suffix = "_best" if best else ""
-    facts = {"step": str(int(state.step))}
-    write_lora(folder / f"{LORA}{suffix}.safetensors", state.params, metadata=facts)
-    if state.average is not None:
-        write_lora(folder / f"{LORA}{suffix}_ema.safetensors", state.average, metadata=facts)
 
 
 def main() -> None:

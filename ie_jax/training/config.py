@@ -8,7 +8,11 @@ import optax
 from ie_jax.data.config import DataConfig
 from ie_jax.errors import UserError
 from ie_jax.models.execution import Execution, Precision
+from ie_jax.training.autoencoder import AutoencoderConfig
+from ie_jax.training.classifier import ClassifierConfig
+from ie_jax.training.consistency import ConsistencyConfig
 from ie_jax.training.cycle import CycleConfig
+from ie_jax.training.denoiser import DenoiserConfig
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,9 @@ class OptimiserConfig:
     """AdamW on clipped gradients. The defaults are the published run's."""
 
     learning_rate: float = 8e-6
-    """Constant after the warm-up."""
+    """After the warm-up."""
+    decay_steps: int | None = None
+    """Updates until the learning rate has fallen to 0 along a cosine. None: it is constant."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -34,6 +40,8 @@ class OptimiserConfig:
             raise UserError(f"optimiser: betas {list(self.betas)} must be from 0 to below 1")
         if self.weight_decay < 0 or self.warmup_steps < 0:
             raise UserError("optimiser: weight_decay and warmup_steps must not be negative")
+        if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
+            raise UserError("optimiser: decay_steps must be more than warmup_steps")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise UserError(f"optimiser: ema {self.ema} must be from 0 to below 1")
 
@@ -53,6 +61,10 @@ class TrainConfig:
     The defaults are the published run's, but for the data's path.
     """
 
+    stage: Literal["cycle", "autoencoder", "denoiser", "guidance", "consistency", "classifier"] = (
+        "cycle"
+    )
+    """What is trained."""
     model: str = "icd-sd15"
     """What training starts from: random (untrained, tiny), icd-sd15, icd-sd15-2, icd-sd15-3steps,
     sd15 (published, downloaded once), or a folder of upstream files."""
@@ -67,6 +79,10 @@ class TrainConfig:
     """The images."""
     cycle: CycleConfig = field(default_factory=CycleConfig)
     """The losses."""
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     batch_size: int = 16
     """Images per step, on all devices together."""
@@ -118,6 +134,10 @@ def optimiser_of(config: OptimiserConfig) -> optax.GradientTransformation:
     rate: float | optax.Schedule = config.learning_rate
     if config.warmup_steps:
         rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+    if config.decay_steps:
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, config.learning_rate, config.warmup_steps, config.decay_steps
+        )
     b1, b2 = config.betas
     adamw = optax.adamw(rate, b1, b2, config.eps, weight_decay=config.weight_decay)
     return optax.chain(optax.clip_by_global_norm(config.clip), adamw)

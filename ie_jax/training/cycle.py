@@ -7,7 +7,7 @@ and distillation (the forward model should remain what it was distilled to be).
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ from ie_jax.training.losses import (
     patchwise,
     preservation_start,
     pseudo_huber,
+    psnr,
     squared,
 )
 from ie_jax.training.stage import Loss, Metrics, Stage, Tree
@@ -66,6 +67,9 @@ class CycleConfig:
     patch_stride: int = 110
     """Distance between patches. 110 leaves 68 rows and columns of 512 uncovered, as published;
     144 covers all."""
+    patch_layout: Literal["interleaved", "windows"] = "interleaved"
+    """interleaved: as published, where the patches' values reach LPIPS in another order: lines of
+    neighbouring patches and of all colours below each other. windows: the patches themselves."""
     cycle_weight: float = 1.0
     """0 leaves a loss out."""
     preservation_weight: float = 1.5
@@ -302,7 +306,7 @@ def cycle_distance(
     perceptual, target = frozen.perceptual, example.target
     assert perceptual is not None and target is not None
     measure = partial(lpips, perceptual, compute=dtype(config.perceptual_compute))
-    distance = patchwise(measure, config.patch_size, config.patch_stride)
+    distance = patchwise(measure, config.patch_size, config.patch_stride, config.patch_layout)
 
     def of_decoded(z: Latents) -> Array:
         decoded: Array = vae(networks).apply({"params": frozen.vae}, z, method="decode")  # type: ignore[assignment]
@@ -347,28 +351,59 @@ def updates(config: CycleConfig, networks: Networks) -> dict[str, Loss]:
     return {name: make_loss(config, networks, {name: weight}) for name, weight in used.items()}
 
 
-def evaluate(
-    config: CycleConfig, networks: Networks, lora: Tree, frozen: Frozen, batch: Mapping[str, Array]
+class ReconstructionFrozen(Protocol):
+    """What a reconstruction reads beside the two LoRAs."""
+
+    unet: Tree
+    vae: Tree
+    text_encoder: Tree | None
+    perceptual: Tree | None
+    schedule: Schedule
+
+
+def reconstruction_metrics(
+    networks: Networks,
+    forward: Tree,
+    backward: Tree,
+    frozen: ReconstructionFrozen,
+    batch: Mapping[str, Array],
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Reconstruction of held-out images through noise, w = 0, from the posterior's mean: MSE on
-    [-1, 1] and PSNR (dB) to the image, both of the 8-bit picture, and LPIPS of the whole image."""
+    [-1, 1] and PSNR (dB) to the image, both of the 8-bit picture, PSNR to what the autoencoder
+    alone gives, and LPIPS of the whole image."""
     pixels = batch["pixels"]
     x = from_uint8(pixels)
     model, variables = vae(networks), {"params": frozen.vae}
     z: Latents = model.apply(variables, x, method="encode")  # type: ignore[assignment]
     context = encode_text(networks, frozen.text_encoder, batch["ids"])
-    models = models_of(networks, lora, frozen, context)
-    schedule = replace(frozen.schedule, guidance=jnp.zeros(frozen.schedule.steps))
-    forward = with_text(models.forward, context)
-    noise = invert(forward, z, jnp.zeros(z.shape), replace(schedule, start_noise=jnp.float32(0)))
-    back = generate(models.backward, noise.latents[-1], schedule).latents[-1]
-    decoded: Array = model.apply(variables, back, method="decode")  # type: ignore[assignment]
+    there, back = (
+        with_text(denoiser(networks, frozen.unet, lora), context) for lora in (forward, backward)
+    )
+    schedule = replace(
+        frozen.schedule, guidance=jnp.zeros(frozen.schedule.steps), start_noise=jnp.float32(0)
+    )
+    noise = invert(there, z, jnp.zeros(z.shape), schedule).latents[-1]
+    returned = generate(back, noise, schedule).latents[-1]
+
+    def decode(z: Latents) -> Image:
+        decoded: Array = model.apply(variables, z, method="decode")  # type: ignore[assignment]
+        return decoded
+
+    decoded = decode(returned)
     result = to_uint8(decoded)
     mse = squared(from_uint8(result), x)
-    metrics = {"mse": mse, "psnr": 10 * jnp.log10(4 / jnp.maximum(mse, 1e-10))}
+    bound = squared(from_uint8(result), from_uint8(to_uint8(decode(z))))
+    metrics = {"mse": mse, "psnr": psnr(mse), "psnr_to_autoencoder": psnr(bound)}
     if frozen.perceptual is not None:
         metrics["lpips"] = lpips(frozen.perceptual, jnp.clip(decoded, -1, 1), x)
     return metrics, {"source": pixels, "reconstruction": result}
+
+
+def evaluate(
+    networks: Networks, lora: Tree, frozen: Frozen, batch: Mapping[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """See `reconstruction_metrics`."""
+    return reconstruction_metrics(networks, lora, frozen.backward, frozen, batch)
 
 
 def cycle_stage(
@@ -382,6 +417,6 @@ def cycle_stage(
         prepare=partial(prepare, config, networks),
         updates=updates(config, networks),
         optimiser=optimiser,
-        evaluate=partial(evaluate, config, networks),
+        evaluate=partial(evaluate, networks),
         ema=ema,
     )

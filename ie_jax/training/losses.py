@@ -27,6 +27,11 @@ def squared(x: Array, y: Array) -> PerImage:
     return jnp.mean(d**2, axis=range(1, d.ndim))
 
 
+def psnr(mse: Array) -> Array:
+    """Decibels, of a mean squared error on [-1, 1]."""
+    return 10 * jnp.log10(4 / jnp.maximum(mse, 1e-10))
+
+
 def pseudo_huber(x: Array, y: Array, c: float = 1e-3) -> PerImage:
     """Mean of sqrt(d² + c²) - c."""
     d = x.astype(jnp.float32) - y.astype(jnp.float32)
@@ -45,11 +50,31 @@ def patches(x: Image, size: int, stride: int) -> Float[Array, "bp s s 3"]:
     return jnp.stack(cut, axis=1).reshape(-1, size, size, x.shape[-1])
 
 
-def patchwise(distance: Distance, size: int, stride: int) -> Distance:
+def interleaved_patches(x: Image, size: int, stride: int) -> Float[Array, "bp s s 3"]:
+    """As many pictures from the same pixels, as the published training code lays them out.
+
+    Patches side by side are read together, row by row: of a row its colours, of a colour the
+    patches from left to right. Every `size` of these lines are a channel, three channels a picture.
+    """
+    rows, columns = (len(corners(side, size, stride)) for side in x.shape[1:3])
+    cut = patches(x, size, stride).reshape(-1, rows, columns, size, size, 3)
+    lines = jnp.transpose(cut, (0, 1, 3, 5, 2, 4))  # b, patch's row; row, colour; column; pixels
+    return jnp.moveaxis(lines.reshape(-1, 3, size, size), 1, -1)
+
+
+PATCHES: dict[str, Callable[[Image, int, int], Float[Array, "bp s s 3"]]] = {
+    "interleaved": interleaved_patches,
+    "windows": patches,
+}
+"""Ways to cut images, by the name that a config gives them."""
+
+
+def patchwise(distance: Distance, size: int, stride: int, layout: str = "windows") -> Distance:
     """A distance between images as its mean over their patches."""
+    cut = PATCHES[layout]
 
     def mean(x: Image, y: Image) -> PerImage:
-        of_patches = distance(patches(x, size, stride), patches(y, size, stride))
+        of_patches = distance(cut(x, size, stride), cut(y, size, stride))
         return of_patches.reshape(x.shape[0], -1).mean(axis=1)
 
     return mean

@@ -16,6 +16,7 @@ from ie_jax.errors import UserError
 from ie_jax.files import folder_appearing_whole
 from ie_jax.weights.convert import flatten
 from ie_jax.weights.download import fetch, home, verify
+from ie_jax.weights.embedded import EMBEDDED, check_sums, embedded_files
 from ie_jax.weights.formats import read_json
 from ie_jax.weights.local import local_files
 from ie_jax.weights.pipeline import (
@@ -53,10 +54,11 @@ def load_pipeline(
     """Everything an edit needs.
 
     Args:
-        model: `random`, a name in `PUBLISHED`, or a folder of upstream files (see `local_files`).
+        model: `random`, a name in `EMBEDDED` or `PUBLISHED`, or a folder of upstream files (see
+            `local_files`).
         forward, backward: for any model, path of a LoRA to take in the place of its own, with a
             folder in it (`./lora.safetensors`); or file names of the LoRAs in a folder of upstream
-            files that holds several.
+            files, or an embedded model, that holds several.
         offline: never use the network.
         progress: show download bars.
 
@@ -87,12 +89,16 @@ def load(
         )
     if model == RANDOM:
         return random_pipeline()
+    if model in EMBEDDED:  # so small that converting it again is as quick as a cache
+        check_sums()
+        files = embedded_files(model, forward, backward)
+        return Pipeline(*convert_files(files), files.pipeline / "tokenizer")
     if model in PUBLISHED:
         source, folder = PUBLISHED[model], home() / "published"
         files = fetch(source, folder, offline=offline, progress=progress)
         return converted(files, check=lambda: verify(folder, source))
     if not Path(model).expanduser().is_dir():
-        names = ", ".join([RANDOM, *PUBLISHED])
+        names = ", ".join([RANDOM, *EMBEDDED, *PUBLISHED])
         raise UserError(f"no model or folder named {model!r}: give one of {names}, or a folder")
     return converted(local_files(Path(model), forward=forward, backward=backward))
 
@@ -110,6 +116,8 @@ def grid(model: str, forward: str | None, backward: str | None) -> tuple[int, tu
         return next(iter(timesteps(own)), 0), grid(model, None, backward)[1]
     if lora_file(backward):
         return grid(model, forward, None)
+    if model in EMBEDDED:
+        return trained_grid(embedded_files(model, forward, backward))
     if model in PUBLISHED:
         return PUBLISHED[model].start_timestep, PUBLISHED[model].boundaries
     if model != RANDOM and Path(model).expanduser().is_dir():

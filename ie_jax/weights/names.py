@@ -109,6 +109,22 @@ TEXT_ENCODER: tuple[Rule, ...] = (
     rule(rf"{MODEL}(final_layer_norm)\.bias", "{}/bias"),
 )
 
+SUFFIXES = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}
+
+
+def spellings(path: str) -> Iterator[str]:
+    """What upstream may call the leaf at a path here, with current names only. A table tells which
+    of these it is: the last `_N` may be a module's own (`linear_1`) and not an index, and the text
+    encoder's folders are left out here."""
+    module, _, leaf = path.rpartition("/")
+    if leaf not in SUFFIXES:  # an embedding, which has no module of its own
+        module, leaf = path, "kernel"
+    parents = re.sub(r"_(\d+)(?=/)", r".\1", module).replace("/", ".")
+    for folder in ("", "encoder.", "embeddings."):
+        for name in (parents, re.sub(r"_(\d+)$", r".\1", parents)):
+            yield f"{folder}{name}{SUFFIXES[leaf]}"
+
+
 # The published LoRAs have both prefixes, PEFT's own files lack the first, diffusers' the second.
 PEFT = r"(?:unet\.)?(?:base_model\.model\.)?"
 LORA: tuple[Rule, ...] = (

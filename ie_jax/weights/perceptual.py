@@ -144,11 +144,26 @@ def structure(tensors: Mapping[str, np.ndarray]) -> tuple[Sequence[int], Sequenc
     return [blocks.get(i, [width])[0] for i, width in enumerate(WIDTHS, start=1)], DEPTHS
 
 
-def save_lpips(path: Path, params: Mapping[str, Any]) -> None:
+def save_lpips(
+    path: Path, params: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write parameters as one `.safetensors` file that `load_lpips` reads."""
     tensors = {name: np.asarray(x, np.float32) for name, x in flatten(params).items()}
     with appearing_whole(path) as file:
-        file.write(safetensors.numpy.save(tensors))
+        file.write(safetensors.numpy.save(tensors, dict(metadata or {})))
+
+
+def with_even_heads(vgg: Mapping[str, Any]) -> Params:
+    """A trained network's convolutions as LPIPS in which all channels of all blocks count alike:
+    the mean over blocks of the squared distance of unit features (Zhang et al. 2018, the variant
+    without learned heads)."""
+    count = sum(name.endswith("_1") for name in vgg)
+    widths = [vgg[f"conv{block}_1"]["bias"].size for block in range(1, count + 1)]
+    heads = {
+        f"lin{i}": {"weight": np.full(width, 1 / count, np.float32)}
+        for i, width in enumerate(widths)
+    }
+    return {**vgg, **heads}
 
 
 def random_lpips(seed: int, widths: Sequence[int] = WIDTHS) -> Params:

@@ -1,14 +1,13 @@
 """A tiny model with random weights: every part is there and runs in seconds, nothing is trained."""
 
-import json
-from pathlib import Path
 from typing import Any
 
-from ie_jax.files import folder_appearing_whole
 from ie_jax.models.lora import lora_shapes
 from ie_jax.models.shapes import draw, text_encoder_shapes, unet_shapes, vae_shapes
 from ie_jax.weights.download import home
 from ie_jax.weights.pipeline import Pipeline, Weights, architecture
+from ie_jax.weights.vocabulary import byte_vocabulary as byte_vocabulary
+from ie_jax.weights.vocabulary import write_byte_tokenizer
 
 RANK = 4
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -40,28 +39,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "scheduler": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
 }
-
-
-def byte_vocabulary() -> dict[str, int]:
-    """A CLIP vocabulary without merges: each byte inside a word, each at its end, start and end."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [b for b in range(256) if b not in printable]
-    # CLIP's tokenizer stands for unprintable bytes by the characters from 256 up.
-    letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(len(hidden))]
-    tokens = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    return {token: i for i, token in enumerate(tokens)}
-
-
-def write_byte_tokenizer(folder: Path) -> None:
-    """An upstream `tokenizer/` folder over `byte_vocabulary`."""
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    special = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
-    config = special | {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
-    with folder_appearing_whole(folder) as new:
-        (new / "vocab.json").write_text(json.dumps(byte_vocabulary()), encoding="utf-8")
-        (new / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-        (new / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-        (new / "special_tokens_map.json").write_text(json.dumps(special), encoding="utf-8")
 
 
 def random_pipeline(seed: int = 0) -> Pipeline:

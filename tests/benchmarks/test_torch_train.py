@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import train
 from ie_jax.models.execution import Execution
-from ie_jax.training.command import frozen_of
+from ie_jax.training.recipes import frozen_of
 from ie_jax.training.config import OptimiserConfig, TrainConfig, optimiser_of
 from ie_jax.training.cycle import CycleConfig, cycle_stage, prepare, updates
 from ie_jax.training.sharding import make_mesh

@@ -61,6 +61,26 @@ def test_patches_are_cut_where_they_should_be(side: int, size: int, stride: int,
             np.testing.assert_array_equal(cut[i * len(inside) + j], expected)
 
 
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 12), (4, 4)])
+def test_interleaved_patches_are_lines_of_neighbours_below_each_other(
+    height: int, width: int
+) -> None:
+    size, stride, b = 4, 2, 2
+    x = RNG.standard_normal((b, height, width, 3)).astype(np.float32)
+    got = np.asarray(losses.interleaved_patches(jnp.asarray(x), size, stride))
+    rows, columns = (losses.corners(side, size, stride) for side in (height, width))
+    lines = [
+        image[r + row, c : c + size, colour]
+        for image in x
+        for r in rows
+        for row in range(size)
+        for colour in range(3)
+        for c in columns
+    ]
+    channels = np.asarray(lines).reshape(-1, 3, size, size)
+    np.testing.assert_array_equal(got, np.moveaxis(channels, 1, -1))
+
+
 def test_a_patchwise_distance_is_the_mean_of_its_patches() -> None:
     x, y = (jnp.asarray(RNG.standard_normal((2, 8, 8, 3)), jnp.float32) for _ in range(2))
     whole = losses.patchwise(losses.squared, 4, 4)(x, y)  # the patches tile the image

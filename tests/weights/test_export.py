@@ -1,4 +1,4 @@
-"""LoRA files in both namings, written and read back."""
+"""Networks, and LoRA files in both namings, written and read back."""
 
 import json
 import shutil
@@ -24,14 +24,20 @@ from ie_jax.weights.convert import convert, flatten
 from ie_jax.weights.export import (
     NAMINGS,
     Naming,
+    Number,
     lora_tensors_kohya,
     lora_tensors_peft,
+    upstream,
     write_lora,
+    write_network,
 )
+from ie_jax.weights.formats import read_metadata, read_tensors
 from ie_jax.weights.load import load_pipeline
-from ie_jax.weights.names import LORA
+from ie_jax.weights.names import LORA, TEXT_ENCODER, UNET, VAE
+from ie_jax.weights.parts import Part
 from ie_jax.weights.pipeline import read_lora
 from ie_jax.weights.sources import FINE_TUNED
+from tests.weights.models import small_parts
 from tests.weights.server import REVERSE
 
 SMALL = random.CONFIGS["unet"]
@@ -78,6 +84,55 @@ def refusal(path: Path) -> str:
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "\n" not in message
     return message
+
+
+# --- networks ---
+
+TABLES: dict[Part, Any] = {
+    "unet": UNET,
+    "denoiser": UNET,
+    "vae": VAE,
+    "text_encoder": TEXT_ENCODER,
+}
+
+
+@pytest.mark.parametrize("part", sorted(TABLES))
+def test_a_network_comes_back_bit_by_bit(tmp_path: Path, part: Part) -> None:
+    network, table = small_parts()[part], TABLES[part]
+    write_network(tmp_path / "a.safetensors", network, table)
+    found = convert(read_tensors(tmp_path / "a.safetensors"), table, network, "file")
+    assert_same(found, network)
+
+
+def test_all_kinds_of_block_have_upstream_names() -> None:
+    rng = np.random.default_rng(0)
+    network = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), base("sd15"))
+    assert_same(convert(upstream(network, UNET), UNET, network, "tensors"), network)
+
+
+def test_upstream_names_of_networks() -> None:
+    unet, vae = upstream(small_parts()["unet"], UNET), upstream(small_parts()["vae"], VAE)
+    text = upstream(small_parts()["text_encoder"], TEXT_ENCODER)
+    assert unet["time_embedding.linear_1.weight"].shape == (128, 32)
+    assert unet["time_embedding.cond_proj.weight"].shape == (32, 64)
+    assert "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.0.proj.weight" in unet
+    assert vae["encoder.mid_block.attentions.0.to_out.0.weight"].shape == (32, 32)
+    assert vae["quant_conv.weight"].shape == (8, 8, 1, 1)
+    assert text["embeddings.token_embedding.weight"].shape == (514, 32)
+    assert text["encoder.layers.1.mlp.fc1.weight"].shape == (64, 32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_number_type_and_header_of_a_network(tmp_path: Path, dtype: Number) -> None:
+    path = tmp_path / "a.safetensors"
+    write_network(path, small_parts()["vae"], VAE, dtype, {"steps": "3"})
+    assert {x.dtype for x in load_file(path).values()} == {np.dtype(dtype)}
+    assert read_metadata(path) == {"format": "pt", "steps": "3"}
+
+
+def test_another_networks_leaf_has_no_name() -> None:
+    with pytest.raises(LookupError, match="gain has no upstream name"):
+        upstream({"conv_in": {"gain": np.ones(1)}}, UNET)
 
 
 # --- names and layouts ---

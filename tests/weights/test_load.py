@@ -215,8 +215,8 @@ def test_an_unknown_model_is_refused_with_the_known(home: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_pipeline("sd16")
     assert str(caught.value) == (
-        "no model or folder named 'sd16': give one of random, sd15, icd-sd15, icd-sd15-2, "
-        "icd-sd15-3steps, or a folder"
+        "no model or folder named 'sd16': give one of random, world, world-icd, sd15, "
+        "icd-sd15, icd-sd15-2, icd-sd15-3steps, or a folder"
     )
 
 
