@@ -8,7 +8,7 @@ TORCH := $(if $(shell command -v nvidia-smi),,torch==2.13.0)
 .PHONY: demo test lint slow conformance bench clean
 
 demo: $(VENV)/.runtime
-	$(RUN) edit.py --output demo.png
+	$(RUN) -m ie_jax.evaluation.demo --output demo.png
 
 test: lint
 	$(RUN) -m pytest

@@ -39,9 +39,9 @@ from ie_jax.models.lora import lora_shapes
 from ie_jax.models.lpips import WIDTHS, lpips_shapes
 from ie_jax.models.networks import Architecture, Networks
 from ie_jax.models.shapes import draw, text_encoder_shapes, unet_shapes, vae_shapes
-from ie_jax.training.recipes import NARROW, frozen_of
 from ie_jax.training.config import TrainConfig, optimiser_of
 from ie_jax.training.cycle import CycleConfig, Frozen, cycle_stage, prepare
+from ie_jax.training.recipes import NARROW, frozen_of
 from ie_jax.training.sharding import make_mesh
 from ie_jax.training.stage import Stage, initial_state
 from ie_jax.training.step import make_step, micro_batches

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ie_jax.cli import parse
 from ie_jax.config import EditConfig, GuiderConfig, RescalingConfig, build, read_yaml
+from ie_jax.diffusion.schedule import GUIDANCE
 from ie_jax.editing.command import EditRequest
 from ie_jax.errors import UserError
 from ie_jax.training.config import TrainConfig
@@ -259,10 +260,11 @@ edit_types: [animal-2-animal, face-in-the-wild, person-in-the-wild]
 def test_the_published_layout_is_read_as_it_is(tmp_path: Path) -> None:
     config = from_text(PUBLISHED_YAML, tmp_path)
     assert config == EditConfig(
+        cfg_schedule=GUIDANCE,
         guiders=(
             GuiderConfig("features_map_l2", (0.5, 0.5, 0.5, 0.5)),
             GuiderConfig("self_attn_map_l2", (0, 20000, 20000, 20000)),
-        )
+        ),
     )
     assert config.scales == ((0.5,) * 4, (0, 20000, 20000, 20000))
 
@@ -293,7 +295,7 @@ def test_every_config_is_valid_and_names_only_what_differs(path: Path) -> None:
     # The model is named even where it is the default.
     assert not [key for key, value in values.items() if key != "model" and value == defaults[key]]
     if config.model in PUBLISHED and not training:
-        assert len(config.cfg_schedule) == len(PUBLISHED[config.model].boundaries)
+        assert len(config.guidance) == len(PUBLISHED[config.model].boundaries)
 
 
 def test_the_guided_configs_are_the_published_setting(tmp_path: Path) -> None:
@@ -304,7 +306,7 @@ def test_the_guided_configs_are_the_published_setting(tmp_path: Path) -> None:
         assert scales == {
             g.label: s for g, s in zip(published.guiders, published.scales, strict=True)
         }
-        assert config.cfg_schedule == published.cfg_schedule
+        assert config.guidance == published.guidance
         assert config.noise_rescaling_setup == published.noise_rescaling_setup
 
 

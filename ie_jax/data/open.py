@@ -76,8 +76,8 @@ def divided(
     first = count - (config.validation if isinstance(config.validation, int) else 0)
     if first < 1:
         raise UserError(
-            f"{config.path or config.source}: of {count} images none is left to train on: validation is "
-            f"{config.validation}"
+            f"{config.path or config.source}: of {count} images none is left to train on: "
+            f"validation is {config.validation}"
         )
     return dataset, range(first) if training or held_out else range(first, count)
 

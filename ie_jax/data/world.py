@@ -165,9 +165,7 @@ def draw_scene(seed: int, index: int) -> Scene:
     )
 
 
-def draw_sticks(
-    rng: np.random.Generator, x: float, y: float, radius: float
-) -> tuple[Stick, ...]:
+def draw_sticks(rng: np.random.Generator, x: float, y: float, radius: float) -> tuple[Stick, ...]:
     """None to two sticks, clear of the object and of the picture's edge."""
     sticks = []
     for _ in range(rng.integers(3)):
@@ -297,7 +295,9 @@ def surface_picture(scene: Scene) -> np.ndarray:
             dark = smooth_step(np.minimum(place, period - place) - period / 4)
         case "spotted":
             period = 10.0
-            a, b = (np.mod(x / period + scene.surface_phase, 1.0) * period - period / 2 for x in (u, v))
+            a, b = (
+                np.mod(x / period + scene.surface_phase, 1.0) * period - period / 2 for x in (u, v)
+            )
             dark = smooth_step(3.0 - np.hypot(a, b))
         case _:
             dark = np.zeros_like(u)

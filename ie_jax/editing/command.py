@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from PIL import Image, ImageDraw
 
 from ie_jax.cli import parse, run
 from ie_jax.config import EditConfig
 from ie_jax.data.images import load_image, preprocess
+from ie_jax.data.world import caption, draw_edit, draw_scene, render
 from ie_jax.editing.editor import Editor, EditResult
 from ie_jax.editing.images import (
     check_place,
@@ -29,9 +28,10 @@ from ie_jax.progress import Stages
 from ie_jax.weights.load import RANDOM
 
 DESCRIPTION = """Edit a photo by text: invert it to noise under the prompt that describes it, then
-generate from that noise under the prompt that describes the result. Without --image, a drawn scene
-is edited and shown side by side."""
-DEMO = ("a red ball on a green field", "a blue ball on a green field")
+generate from that noise under the prompt that describes the result. Without --image, a scene of
+the embedded world is drawn, edited and shown side by side."""
+DEMO = (2026, 2)
+"""Seed and number of that scene."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ def edit(argv: Sequence[str]) -> None:
     demo = request.image is None
     if demo and (request.source or request.target or request.reconstruct):
         raise UserError("--image is missing: name the photo to edit")
-    source, targets = (DEMO[0], DEMO[1:]) if demo else prompts(request)
+    scene = draw_scene(*DEMO)
+    changed = draw_edit(scene, "change_color", *DEMO).target
+    source, targets = (caption(scene), (caption(changed),)) if demo else prompts(request)
     output = Path(request.output)
     paths = output_paths(output, len(targets))
     panel = output if demo else output.with_stem(f"{output.stem}-side-by-side")
@@ -82,7 +84,7 @@ def edit(argv: Sequence[str]) -> None:
     editor = Editor.from_pretrained(
         config=config, offline=request.offline, progress=not request.quiet, announce=stages
     )
-    pixels = preprocess(drawn_scene(), editor.size) if demo else editor.load(request.image)
+    pixels = preprocess(render(scene), editor.size) if demo else editor.load(request.image)
     if targets:
         inversion, result = editor(pixels, source, targets)
     else:
@@ -129,17 +131,6 @@ def output_paths(output: Path, targets: int) -> list[Path]:
     if targets <= 1:
         return [output]
     return [output.with_stem(f"{output.stem}-{i + 1}") for i in range(targets)]
-
-
-def drawn_scene(size: int = 512) -> np.ndarray:
-    """A red ball on a green field under a grey sky, uint8 (size, size, 3)."""
-    side = 4 * size
-    picture = Image.new("RGB", (side, side), (170, 190, 205))
-    draw = ImageDraw.Draw(picture)
-    draw.rectangle((0, side * 0.55, side, side), fill=(70, 140, 60))
-    draw.ellipse((side * 0.3, side * 0.4, side * 0.7, side * 0.8), fill=(200, 40, 35))
-    draw.ellipse((side * 0.38, side * 0.46, side * 0.48, side * 0.56), fill=(235, 130, 120))
-    return np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS))
 
 
 def settings(

@@ -156,6 +156,7 @@ class Editor:
         """
         use_compilation_cache()
         name = config.model if model is None else model
+        config = replace(config, model=name)
         start, boundaries = grid(name, config.forward, config.backward)
         # Refuses a schedule that does not fit before gigabytes are fetched.
         schedule_of(config, start, boundaries)
@@ -344,7 +345,7 @@ def schedule_of(
     """
     start = start_timestep if config.start_timestep is None else config.start_timestep
     return make_schedule(
-        config.boundaries or boundaries, start, config.cfg_schedule, config.start_noise, betas
+        config.boundaries or boundaries, start, config.guidance, config.start_noise, betas
     )
 
 

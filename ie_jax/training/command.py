@@ -29,11 +29,12 @@ from ie_jax.training.stage import initial_state
 from ie_jax.weights.load import use_compilation_cache
 from ie_jax.weights.pipeline import Pipeline
 
-DESCRIPTION = """Train. The stage that the paper is about (--stage cycle, the default): fine-tune the forward model, image to noise, so that an image inverted and
-generated again is the image. Writes checkpoints, metrics, pictures, and the trained LoRA in the
-published format: forward_lora.safetensors (the last), forward_lora_best.safetensors (the best on
-held-out images), each with _ema too where a moving average is kept. The stages before it make a
-model from nothing; each writes model/, the folder that --model of the next one takes."""
+DESCRIPTION = """Train. The default stage, cycle, fine-tunes the forward model, image to noise, so
+that an image inverted and generated again is the image; it writes the trained LoRA in the published
+format: forward_lora.safetensors (the last), forward_lora_best.safetensors (the best on held-out
+images), each with _ema too where a moving average is kept. The other stages make a model from
+nothing; each writes model/, the folder that --model of the next one takes. All write checkpoints,
+metrics and pictures."""
 
 CONFIG = "config.yaml"
 SMALLEST_PATCH = 16

@@ -15,8 +15,8 @@ from ie_jax.models.execution import DType, dtype
 from ie_jax.models.lora import lora_shapes
 from ie_jax.models.networks import Architecture, Networks, vae
 from ie_jax.models.pixels import from_uint8
-from ie_jax.models.tokenizer import Tokenizer
 from ie_jax.models.shapes import draw, text_encoder_shapes, unet_shapes, vae_shapes
+from ie_jax.models.tokenizer import Tokenizer
 from ie_jax.training.autoencoder import autoencoder_stage, normalised
 from ie_jax.training.classifier import classifier_stage
 from ie_jax.training.config import TrainConfig, optimiser_of
@@ -26,10 +26,10 @@ from ie_jax.training.cycle import Frozen, cycle_schedule, cycle_stage
 from ie_jax.training.denoiser import Frozen as DenoiserFrozen
 from ie_jax.training.denoiser import denoiser_stage, guidance_stage
 from ie_jax.training.stage import Stage, State, Tree
+from ie_jax.weights.classifier import classifier_shapes, save_classifier
 from ie_jax.weights.export import write_lora
 from ie_jax.weights.load import RANDOM, load_pipeline
 from ie_jax.weights.parts import Blueprint, Part, read_blueprint, read_parts, unguided, write_parts
-from ie_jax.weights.classifier import classifier_shapes, save_classifier
 from ie_jax.weights.perceptual import load_lpips, random_lpips, save_lpips, with_even_heads
 from ie_jax.weights.pipeline import Pipeline
 from ie_jax.weights.sources import PUBLISHED
@@ -130,7 +130,9 @@ def autoencoder(config: TrainConfig, offline: bool, progress: bool) -> Recipe:
     folder = model_folder(config)
     blueprint = read_blueprint(folder)
     # Until it is known how large latents are, they are not scaled.
-    arch = replace(blueprint.architecture, vae=replace(blueprint.architecture.vae, scaling_factor=1.0))
+    arch = replace(
+        blueprint.architecture, vae=replace(blueprint.architecture.vae, scaling_factor=1.0)
+    )
     networks = networks_of(config, arch)
 
     def export(target: Path, state: State, best: bool, held_out: Batches) -> None:

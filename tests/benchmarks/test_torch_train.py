@@ -10,9 +10,9 @@ import pytest
 
 from benchmarks import train
 from ie_jax.models.execution import Execution
-from ie_jax.training.recipes import frozen_of
 from ie_jax.training.config import OptimiserConfig, TrainConfig, optimiser_of
 from ie_jax.training.cycle import CycleConfig, cycle_stage, prepare, updates
+from ie_jax.training.recipes import frozen_of
 from ie_jax.training.sharding import make_mesh
 from ie_jax.training.stage import initial_state
 from ie_jax.training.step import make_step

@@ -13,9 +13,9 @@ from benchmarks.train_flops import Plan
 from ie_jax.errors import UserError
 from ie_jax.models.execution import Execution
 from ie_jax.models.lpips import lpips_shapes
-from ie_jax.training.recipes import NARROW, frozen_of
 from ie_jax.training.config import TrainConfig, optimiser_of
 from ie_jax.training.cycle import CycleConfig, cycle_stage
+from ie_jax.training.recipes import NARROW, frozen_of
 from ie_jax.training.sharding import make_mesh
 from ie_jax.training.stage import initial_state
 from ie_jax.training.step import make_step

@@ -1,0 +1,156 @@
+"""The demo: scenes of the embedded world inverted and edited, beside the exact results."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ie_jax.cli import parse, run
+from ie_jax.config import EditConfig, GuiderConfig
+from ie_jax.data.world import EDITS, Edit, caption, draw_edit, draw_scene, possible, render
+from ie_jax.editing.editor import Editor
+from ie_jax.editing.images import check_writable, save_image
+from ie_jax.files import appearing_whole
+from ie_jax.progress import Stages
+
+DESCRIPTION = """Invert and edit scenes of the embedded world with the model that comes along, and
+show source, reconstruction, plain edit, guided edit and the exact result side by side."""
+SEED = 2026
+COLUMNS = ("source", "reconstruction", "plain edit", "guided edit", "truth")
+ZOOM = 2
+HEADER = 16
+"""Pixels above the pictures, for the columns' names."""
+GUIDERS = (
+    GuiderConfig("self_attn_map_l2", (0.0, 20000.0, 20000.0, 20000.0)),
+    GuiderConfig("features_map_l2", 0.5),
+)
+"""The published ones."""
+
+
+@dataclass(frozen=True)
+class DemoRequest:
+    """What to show."""
+
+    output: str = "demo.png"
+    """The picture; numbers go to a .json beside it."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """How the scenes are edited."""
+
+    edit: EditConfig = field(
+        default_factory=lambda: EditConfig(
+            guiders=GUIDERS, match_statistics=False, start_noise=False
+        )
+    )
+
+
+def sample_edits() -> list[Edit]:
+    """An edit of each kind, each of another scene."""
+    edits: list[Edit] = []
+    index = 0
+    for kind in EDITS:
+        while not possible(scene := draw_scene(SEED, index), kind):
+            index += 1
+        edits.append(draw_edit(scene, kind, SEED, index))
+        index += 1
+    return edits
+
+
+def psnr(one: np.ndarray, other: np.ndarray, where: np.ndarray | None = None) -> float:
+    """Decibels of one uint8 picture to another; only where the mask (H, W) is True."""
+    square = (one.astype(np.float64) - other) ** 2
+    mean = square.mean() if where is None else square[where].mean()
+    return float(10 * np.log10(255**2 / max(mean, 1e-10)))
+
+
+def sheet(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Rows of pictures of one size as one picture, enlarged, the columns named."""
+    pictures = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
+    large = pictures.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
+    canvas = Image.new("RGB", (large.shape[1], large.shape[0] + HEADER), "white")
+    canvas.paste(Image.fromarray(large), (0, HEADER))
+    pen = ImageDraw.Draw(canvas)
+    for i, name in enumerate(COLUMNS):
+        pen.text((i * large.shape[1] // len(COLUMNS) + 4, 2), name, fill="black")
+    return np.asarray(canvas)
+
+
+def demo(argv: Sequence[str]) -> None:
+    """Run the demo.
+
+    Raises:
+        UserError: bad input, or the installation is damaged.
+    """
+    request, config, _ = parse(argv, DESCRIPTION, DemoRequest, DemoConfig)
+    output = Path(request.output)
+    check_writable(output)
+    stages = Stages(request.quiet)
+    editor = Editor.from_pretrained(config=config.edit, progress=False, announce=stages)
+    edits = sample_edits()
+    sources = [render(edit.source) for edit in edits]
+    truths = [render(edit.target) for edit in edits]
+    inversion = editor.invert(sources, [caption(edit.source) for edit in edits])
+    reconstructions = editor.reconstruct(inversion)
+    # Plain and guided are one call: the former is the latter with guiders of no weight.
+    scales = np.asarray(config.edit.scales, np.float32)
+    result = editor.edit(
+        inversion,
+        [[caption(edit.target)] * 2 for edit in edits],
+        scales=np.stack([0 * scales, scales]),
+    )
+    plain, guided = result.images[:, 0], result.images[:, 1]
+    columns = (sources, reconstructions, plain, guided, truths)
+    save_image(sheet(list(zip(*columns, strict=True))), output)
+    facts = [
+        {
+            "kind": edit.kind,
+            "source": caption(edit.source),
+            "target": caption(edit.target),
+            "reconstruction_psnr": psnr(reconstructions[i], sources[i]),
+            **{
+                f"{name}_{what}": value
+                for name, picture in (("plain", plain[i]), ("guided", guided[i]))
+                for what, value in (
+                    ("psnr_to_truth", psnr(picture, truths[i])),
+                    ("psnr_outside_mask", psnr(picture, sources[i], ~edit.mask)),
+                )
+            },
+        }
+        for i, edit in enumerate(edits)
+    ]
+    with appearing_whole(output.with_suffix(".json")) as file:
+        file.write((json.dumps(facts, indent=1) + "\n").encode())
+    tell(facts)
+    print(f"wrote {output} {output.with_suffix('.json')}")
+
+
+def tell(facts: Sequence[dict[str, object]]) -> None:
+    """The numbers, a line per edit."""
+    print("PSNR in dB              reconstruction   edit to truth      outside the mask")
+    print("                                         plain   guided     plain   guided")
+    for fact in facts:
+        numbers = [
+            float(str(fact[name]))
+            for name in (
+                *("reconstruction_psnr", "plain_psnr_to_truth", "guided_psnr_to_truth"),
+                *("plain_psnr_outside_mask", "guided_psnr_outside_mask"),
+            )
+        ]
+        a, b, c, d, e = (f"{x:.1f}" for x in numbers)
+        print(f"{fact['kind']!s:<24}{a:<17}{b:<8}{c:<11}{d:<8}{e}")
+
+
+def main() -> None:
+    """The command."""
+    run(demo)
+
+
+if __name__ == "__main__":
+    main()

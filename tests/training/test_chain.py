@@ -1,0 +1,143 @@
+"""Each stage of the embedded world's chain loads what the one before wrote; the end is a model."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from ie_jax.data.world import ATTRIBUTES, WORDS
+from ie_jax.errors import UserError
+from ie_jax.models.classifier import classify
+from ie_jax.training.command import fine_tune
+from ie_jax.weights.classifier import VALUES, load_classifier
+from ie_jax.weights.formats import read_metadata
+from ie_jax.weights.load import grid, load_pipeline
+from ie_jax.weights.parts import PARTS, PIPELINE, read_blueprint, read_parts
+from ie_jax.weights.vocabulary import write_word_tokenizer
+from tests.conftest import ROOT
+
+CONFIGS = ROOT / "configs" / "world"
+BLUEPRINT = CONFIGS / "blueprint"
+SMALL: dict[str, dict[str, Any]] = {
+    "unet": {
+        "block_out_channels": [16],
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D"],
+        "norm_num_groups": 8,
+        "cross_attention_dim": 16,
+        "time_cond_proj_dim": 16,
+    },
+    "vae": {"block_out_channels": [16, 16]},
+    "text_encoder": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1},
+}
+EACH = (
+    *("--steps", "2", "--batch-size", "2", "--evaluate-every", "2", "--save-every", "2"),
+    *("--log-every", "1", "--data.validation", "2", "--data.world-scenes", "64", "--quiet"),
+    *("--execution.unroll", "1", "--optimiser.warmup-steps", "0", "--optimiser.decay-steps", "9"),
+)
+SHORT: dict[str, tuple[str, ...]] = {
+    "perceptual": ("--classifier.widths", "8", "8", "--classifier.depths", "1", "1"),
+    "classifier": ("--classifier.widths", "8", "8", "--classifier.depths", "1", "1"),
+    "consistency": ("--consistency.rank", "2"),
+    "cycle": ("--cycle.order", "sum"),
+}
+
+
+def run(stage: str, model: Path, folder: Path, *options: str) -> Path:
+    """Two steps of a stage's own config; the model folder that it writes."""
+    argv = ["--config", str(CONFIGS / f"{stage}.yaml"), "--model", str(model)]
+    fine_tune([*argv, "--output", str(folder), *EACH, *SHORT.get(stage, ()), *options])
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """The model folder after each stage."""
+    root = tmp_path_factory.mktemp("chain")
+    for path in BLUEPRINT.rglob("*"):
+        if path.is_file():
+            target = root / "blueprint" / path.relative_to(BLUEPRINT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    for part, changes in SMALL.items():
+        path = root / "blueprint" / PIPELINE / part / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    folders = {"blueprint": root / "blueprint"}
+    model = folders["blueprint"]
+    for stage in ("autoencoder", "perceptual", "classifier", "denoiser", "guidance", "consistency"):
+        model = folders[stage] = run(stage, model, root / stage)
+    perceptual = ("--perceptual", str(folders["perceptual"] / "perceptual.safetensors"))
+    folders["cycle"] = run("cycle", model, root / "cycle", *perceptual)
+    yield folders
+
+
+def test_the_last_folder_is_a_model_like_the_published(chain: dict[str, Path]) -> None:
+    folder = str(chain["cycle"])
+    pipeline = load_pipeline(folder)
+    assert pipeline.architecture.unet.time_cond_proj_dim == 16
+    assert grid(folder, None, None) == (0, (259, 519, 779, 999))
+    assert grid(str(chain["consistency"]), None, None)[0] == 19
+    same = load_file(chain["consistency"] / PARTS["backward"])
+    assert all((load_file(chain["cycle"] / PARTS["backward"])[k] == same[k]).all() for k in same)
+    old = load_file(chain["consistency"] / PARTS["forward"])
+    new = load_file(chain["cycle"] / PARTS["fine_tuned"])
+    assert any((old[name] != new[name]).any() for name in old)
+
+
+def test_each_stage_changes_its_own_parts_and_no_others(chain: dict[str, Path]) -> None:
+    stages = list(chain)
+    new = {
+        "autoencoder": {"vae"},
+        "denoiser": {"denoiser", "text_encoder"},
+        "guidance": {"unet"},
+        "consistency": {"forward", "backward"},
+        "cycle": {"fine_tuned"},
+    }
+    for before, after in itertools.pairwise(stages):
+        found = {
+            name
+            for name, path in PARTS.items()
+            if (chain[after] / path).is_file()
+            and (
+                not (chain[before] / path).is_file()
+                or (chain[before] / path).read_bytes() != (chain[after] / path).read_bytes()
+            )
+        }
+        assert found == new.get(after, set()), after
+
+
+def test_latents_have_unit_variance_after_the_first_stage(chain: dict[str, Path]) -> None:
+    config = json.loads((chain["autoencoder"] / PIPELINE / "vae" / "config.json").read_text())
+    assert config["scaling_factor"] == 1.0
+    assert read_parts(chain["autoencoder"], ["vae"])["vae"]["quant_conv"]["kernel"].shape[-1] == 16
+
+
+def test_files_say_how_they_were_trained(chain: dict[str, Path]) -> None:
+    facts = read_metadata(chain["cycle"] / PARTS["fine_tuned"])
+    assert facts["stage"] == "cycle"
+    assert facts["steps"] == "2"
+    assert facts["data"] == "world"
+
+
+def test_the_classifier_comes_along(chain: dict[str, Path]) -> None:
+    params = load_classifier(chain["cycle"] / "classifier.safetensors")
+    logits = classify(params, np.zeros((2, 64, 64, 3), np.float32))
+    assert {name: x.shape for name, x in logits.items()} == {n: (2, c) for n, c in VALUES.items()}
+    assert {name: len(values) for name, values in ATTRIBUTES.items()} == VALUES
+
+
+def test_a_stage_without_what_it_needs_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is missing: training of the autoencoder writes it"):
+        run("denoiser", BLUEPRINT, tmp_path / "out")
+
+
+def test_the_blueprint_knows_all_words_of_the_world(tmp_path: Path) -> None:
+    size = write_word_tokenizer(tmp_path / "tokenizer", WORDS, 16)
+    assert read_blueprint(BLUEPRINT).architecture.text.vocab_size == size
+    for path in (tmp_path / "tokenizer").iterdir():
+        assert (BLUEPRINT / PIPELINE / "tokenizer" / path.name).read_text() == path.read_text()
