@@ -51,10 +51,12 @@ def photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str]]:
-    """Runs the command; exit status, standard output, standard error."""
+    """Runs the command on the random model; exit status, standard output, standard error."""
 
     def call(*argv: str) -> tuple[Any, str, str]:
         capfd.readouterr()
+        if not {"--model", "--config"} & set(argv):
+            argv = ("--model", "random", *argv)
         with warnings.catch_warnings(), pytest.raises(SystemExit) as caught:
             warnings.simplefilter("default", UserWarning)
             run(edit, argv)
@@ -78,7 +80,7 @@ def size(path: Path) -> tuple[int, int]:
 def test_one_target_with_settings_of_a_file_and_the_command_line(
     photo: str, tmp_path: Path, command: Any
 ) -> None:
-    (tmp_path / "settings.yaml").write_text("seed: 3\ncfg_schedule: [0, 1, 2, 3]\n")
+    (tmp_path / "settings.yaml").write_text("model: random\nseed: 3\ncfg_schedule: [0, 1, 2, 3]\n")
     long = "dog " * 50
     argv = ["--image", photo, "--source", "a cat", "--target", long, "--output", "out.webp"]
     status, out, err = command(*argv, "--config", "settings.yaml", "--seed", "5", "--quiet")
@@ -91,7 +93,7 @@ def test_one_target_with_settings_of_a_file_and_the_command_line(
     assert size(tmp_path / "out.webp") == (64, 64)
 
     record = json.loads((tmp_path / "out.json").read_text())
-    config = EditConfig(seed=5, cfg_schedule=(0, 1, 2, 3))
+    config = EditConfig("random", seed=5, cfg_schedule=(0, 1, 2, 3))
     assert build(EditConfig, record["config"], "out.json") == config
     assert record["request"]["target"] == [long] and record["request"]["image"] == photo
     assert record["given"] == ["image", "source", "target", "output", "seed", "quiet"]

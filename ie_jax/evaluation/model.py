@@ -1,0 +1,265 @@
+"""A model of the embedded world with its variants and its judges, as evaluation uses it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ie_jax.config import EditConfig
+from ie_jax.data.world import ATTRIBUTES, SIZE
+from ie_jax.diffusion.schedule import Schedule, cumulative_alphas, make_schedule
+from ie_jax.diffusion.trajectory import with_text
+from ie_jax.editing.editor import Editor, place
+from ie_jax.editing.guidance import Strength
+from ie_jax.editing.program import Inversion, Models, decode_image, encode_image
+from ie_jax.errors import UserError
+from ie_jax.evaluation.inversion import ddim_inversion
+from ie_jax.models.classifier import classify
+from ie_jax.models.lpips import lpips
+from ie_jax.models.networks import denoiser, encode_text
+from ie_jax.models.pixels import Pixels, from_uint8
+from ie_jax.training.denoiser import ddim
+from ie_jax.weights import embedded
+from ie_jax.weights.classifier import load_classifier
+from ie_jax.weights.load import grid, load_pipeline, use_compilation_cache
+from ie_jax.weights.parts import PARTS
+from ie_jax.weights.perceptual import load_lpips
+from ie_jax.weights.pipeline import Weights, read_lora
+
+ICD, OURS = "iCD", "ours"
+PERCEPTUAL, CLASSIFIER = "perceptual.safetensors", "classifier.safetensors"
+ABLATION = "ablation-", "-forward.safetensors"
+"""Before and after the name of an ablation in its file's."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A forward model with the common backward model, and how inversion starts."""
+
+    method: str
+    """iCD, ours, or an ablation's name."""
+    start_timestep: int
+    start_noise: bool
+
+
+@dataclass(frozen=True)
+class Model:
+    """Editors, forward models and judges of one model folder."""
+
+    plain: Editor
+    """Without guiders; holds the programs and weights that inversion and reconstruction use."""
+    guided: Editor
+    forwards: Mapping[str, Any]
+    """LoRA of the forward model by method, on the device."""
+    files: Mapping[str, str]
+    """File name of each."""
+    trained_start: int
+    """Where iCD's inversion was trained to start."""
+    boundaries: tuple[int, ...]
+    perceptual: Any
+    """The network of the perceptual distance."""
+    classifier: Any
+
+    @property
+    def models(self) -> Models:
+        """What the networks are, without guiders."""
+        return self.plain.models
+
+    @property
+    def published(self) -> dict[str, Pair]:
+        """The two methods with the start that each was trained for."""
+        return {
+            ICD: Pair(ICD, self.trained_start, True),
+            OURS: Pair(OURS, 0, False),
+        }
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """All that are reconstructed with."""
+        starts = [(ICD, self.trained_start), (ICD, 0), *((x, 0) for x in self.forwards if x != ICD)]
+        return [Pair(*at, noise) for at in dict.fromkeys(starts) for noise in (True, False)]
+
+    def weights(self, method: str) -> Weights:
+        """With a method's forward model."""
+        return replace(self.plain.weights, forward=self.forwards[method])
+
+    def schedule(self, pair: Pair, guidance: np.ndarray | None = None) -> Schedule:
+        """A pair's steps; w = 0, or guidance broadcasting to (b, e, n)."""
+        w = np.zeros(len(self.boundaries)) if guidance is None else guidance
+        betas = self.models.architecture.betas
+        return make_schedule(self.boundaries, pair.start_timestep, w, pair.start_noise, betas)
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a model by name or path.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name in embedded.EMBEDDED:
+        return embedded.WORLD / embedded.MODEL
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        names = ", ".join(embedded.EMBEDDED)
+        raise UserError(f"no model or folder named {name!r}: give {names}, or a model folder")
+    return folder
+
+
+def forward_files(folder: Path) -> dict[str, str]:
+    """File names of the forward models by method: iCD, ours, then all ablations."""
+    before, after = ABLATION
+    ablations = {
+        f"ablation: {path.name.removeprefix(before).removesuffix(after)}": path.name
+        for path in sorted(folder.glob(f"{before}*{after}"))
+    }
+    return {ICD: PARTS["forward"], OURS: PARTS["fine_tuned"], **ablations}
+
+
+def load_model(name: str, config: EditConfig) -> Model:
+    """A model folder, ready to be evaluated.
+
+    Args:
+        name: of an embedded model, or a folder.
+        config: the guided editor's.
+
+    Raises:
+        UserError: a file is missing, damaged or does not fit, or the config does not.
+    """
+    folder, forward, backward = model_folder(name), PARTS["forward"], PARTS["backward"]
+    # The judges are read first: they are small, and what lacks them cannot be evaluated.
+    perceptual = load_lpips(str(folder / PERCEPTUAL))
+    classifier = load_classifier(folder / CLASSIFIER)
+    use_compilation_cache()
+    start, boundaries = grid(name, forward, backward)
+    pipeline = load_pipeline(name, forward, backward, progress=False)
+    arch = pipeline.architecture
+    if SIZE % arch.latent_factor:
+        raise UserError(f"{folder}: its networks do not take pictures of {SIZE} pixels")
+    files = forward_files(folder)
+    forwards = {
+        method: place(
+            replace(pipeline.weights, forward=read_lora(folder / file, pipeline.weights.unet)),
+            config,
+        ).forward
+        for method, file in files.items()
+    }
+    guided = Editor(pipeline, config, start, boundaries)
+    plain = Editor(pipeline, replace(config, guiders=()), start, boundaries)
+    judges = (jax.tree.map(jnp.asarray, x) for x in (perceptual, classifier))
+    return Model(plain, guided, forwards, files, start, boundaries, *judges)
+
+
+def invert(
+    model: Model, pair: Pair, pixels: Pixels, ids: np.ndarray, noise: np.ndarray
+) -> Inversion:
+    """A batch to noise."""
+    inversion: Inversion = model.plain.programs["invert"](
+        model.weights(pair.method), pixels, ids, jnp.asarray(noise), model.schedule(pair)
+    )
+    return inversion
+
+
+def reconstruct(
+    model: Model, pair: Pair, pixels: Pixels, ids: np.ndarray, noise: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A batch to noise and back, and the noise's deviation: uint8 (b, h, w, 3) and (b)."""
+    inversion = invert(model, pair, pixels, ids, noise)
+    result, _ = model.plain.programs["reconstruct"](
+        model.weights(pair.method), inversion, model.schedule(pair), jnp.float32(0)
+    )
+    return np.asarray(result), np.asarray(deviation(inversion.latents[-1]))
+
+
+def edit(
+    model: Model,
+    pair: Pair,
+    guided: bool,
+    pixels: Pixels,
+    ids: np.ndarray,
+    noise: np.ndarray,
+    targets: np.ndarray,
+    guidance: np.ndarray,
+    strength: Strength,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A batch inverted once and edited e times.
+
+    Args:
+        targets: token ids (b, e, n).
+        guidance, strength: see `ie_jax.editing.program.edit_inversion`.
+
+    Returns:
+        uint8 (b, e, h, w, 3), and whether the networks gave finite numbers, bool (b, e).
+    """
+    editor = model.guided if guided else model.plain
+    inversion = invert(model, pair, pixels, ids, noise)
+    match = jnp.float32(editor.config.match_statistics)
+    schedule = model.schedule(pair, guidance)
+    result = editor.programs["edit"](
+        editor.weights, inversion, targets, schedule, strength, match
+    )
+    return np.asarray(result.pixels), np.asarray(result.finite)
+
+
+def deviation(z: jax.Array) -> jax.Array:
+    """Standard deviation of each latent: (b)."""
+    return jnp.std(z, axis=(1, 2, 3))
+
+
+@partial(jax.jit, static_argnums=0)
+def autoencode(models: Models, weights: Weights, pixels: Pixels) -> Pixels:
+    """What the autoencoder alone makes of a batch."""
+    return decode_image(models, weights, encode_image(models, weights, pixels))[0]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def teacher_reconstruct(
+    models: Models, steps: int, weights: Weights, pixels: Pixels, ids: np.ndarray
+) -> tuple[Pixels, jax.Array]:
+    """DDIM inversion and generation of the guidance-distilled teacher, w = 0, and the noise's
+    deviation."""
+    context = encode_text(models, weights.text_encoder, ids)
+    eps = with_text(denoiser(models, weights.unet), context)
+    abar = jnp.asarray(cumulative_alphas(models.architecture.betas))
+    noise = ddim_inversion(eps, encode_image(models, weights, pixels), abar, steps)
+    z = ddim(eps, noise, abar, jnp.zeros(len(noise)), steps)
+    return decode_image(models, weights, z)[0], deviation(noise)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def teacher_sample(
+    models: Models, steps: int, weights: Weights, ids: np.ndarray, noise: np.ndarray, w: jax.Array
+) -> Pixels:
+    """Pictures of captions, from noise, by DDIM of the guidance-distilled teacher."""
+    context = encode_text(models, weights.text_encoder, ids)
+    eps = with_text(denoiser(models, weights.unet), context)
+    abar = jnp.asarray(cumulative_alphas(models.architecture.betas))
+    z = ddim(eps, noise, abar, jnp.broadcast_to(w, (len(noise),)), steps)
+    return decode_image(models, weights, z)[0]
+
+
+@jax.jit
+def perceptual_distance(params: Any, pixels: Pixels, other: Pixels) -> jax.Array:
+    """LPIPS of pairs of pictures: (b)."""
+    return lpips(params, from_uint8(pixels), from_uint8(other))
+
+
+@jax.jit
+def predict(params: Any, pixels: Pixels) -> jax.Array:
+    """The classifier's value numbers, in the order of `ATTRIBUTES`: int (b, 4)."""
+    logits = classify(params, from_uint8(pixels))
+    return jnp.stack([logits[name].argmax(-1) for name in ATTRIBUTES], axis=-1)
+
+
+def start_noise(model: Model, seed: int, numbers: Sequence[int]) -> np.ndarray:
+    """Standard normal noise for scenes, of each the same whatever batch it is in: float32
+    (b, h, w, c)."""
+    vae = model.models.architecture.vae
+    shape = (SIZE // vae.factor, SIZE // vae.factor, vae.latent_channels)
+    # The third number keeps the noise apart from the draws of scenes and edits.
+    draws = (np.random.default_rng((seed, i, 99)).standard_normal(shape) for i in numbers)
+    return np.stack([x.astype(np.float32) for x in draws])
