@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from ie_jax.cli import run
 from ie_jax.errors import UserError
 from ie_jax.files import folder_appearing_whole
-from ie_jax.weights.random import byte_vocabulary, write_byte_tokenizer
+from ie_jax.weights.vocabulary import byte_vocabulary, write_byte_tokenizer
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
 GUIDANCE_FEATURES = 512

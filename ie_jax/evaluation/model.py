@@ -155,7 +155,7 @@ def load_model(name: str, config: EditConfig) -> Model:
 
 
 def invert(
-    model: Model, pair: Pair, pixels: Pixels, ids: np.ndarray, noise: np.ndarray
+    model: Model, pair: Pair, pixels: np.ndarray, ids: np.ndarray, noise: np.ndarray
 ) -> Inversion:
     """A batch to noise."""
     inversion: Inversion = model.plain.programs["invert"](
@@ -165,7 +165,7 @@ def invert(
 
 
 def reconstruct(
-    model: Model, pair: Pair, pixels: Pixels, ids: np.ndarray, noise: np.ndarray
+    model: Model, pair: Pair, pixels: np.ndarray, ids: np.ndarray, noise: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """A batch to noise and back, and the noise's deviation: uint8 (b, h, w, 3) and (b)."""
     inversion = invert(model, pair, pixels, ids, noise)
@@ -179,7 +179,7 @@ def edit(
     model: Model,
     pair: Pair,
     guided: bool,
-    pixels: Pixels,
+    pixels: np.ndarray,
     ids: np.ndarray,
     noise: np.ndarray,
     targets: np.ndarray,
@@ -199,9 +199,7 @@ def edit(
     inversion = invert(model, pair, pixels, ids, noise)
     match = jnp.float32(editor.config.match_statistics)
     schedule = model.schedule(pair, guidance)
-    result = editor.programs["edit"](
-        editor.weights, inversion, targets, schedule, strength, match
-    )
+    result = editor.programs["edit"](editor.weights, inversion, targets, schedule, strength, match)
     return np.asarray(result.pixels), np.asarray(result.finite)
 
 
@@ -218,7 +216,7 @@ def autoencode(models: Models, weights: Weights, pixels: Pixels) -> Pixels:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def teacher_reconstruct(
-    models: Models, steps: int, weights: Weights, pixels: Pixels, ids: np.ndarray
+    models: Models, steps: int, weights: Weights, pixels: Pixels, ids: jax.Array
 ) -> tuple[Pixels, jax.Array]:
     """DDIM inversion and generation of the guidance-distilled teacher, w = 0, and the noise's
     deviation."""
@@ -232,7 +230,7 @@ def teacher_reconstruct(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def teacher_sample(
-    models: Models, steps: int, weights: Weights, ids: np.ndarray, noise: np.ndarray, w: jax.Array
+    models: Models, steps: int, weights: Weights, ids: jax.Array, noise: jax.Array, w: jax.Array
 ) -> Pixels:
     """Pictures of captions, from noise, by DDIM of the guidance-distilled teacher."""
     context = encode_text(models, weights.text_encoder, ids)

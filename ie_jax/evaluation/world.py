@@ -2,26 +2,28 @@
 
 `evaluate` gives what is written to results.json:
 
-    protocol, model, seed    as asked for; `scenes` the number of scenes
-    settings                 `WorldConfig`
-    files                    file name of each method's forward model
-    seconds                  of each stage
-    versions, device         added by the command
-    classifier               how well the judge knows real pictures: `count`, `accuracy` by attribute
-                             and for `all` of a picture's
-    samples                  the same of the teacher's samples, with `guidance` and `steps`
-    reconstruction           a list, one entry per row: `method`, `start_timestep`, `start_noise` (null
-                             for autoencoder and DDIM); `mse` on [-1, 1], `psnr` and `perceptual` to
-                             the picture, `psnr_to_autoencoder`, `noise_std`
-    edits                    a list: `method`, `guided`, `start_timestep`, `start_noise`, `kind` (one of
-                             `EDITS`, or `all`), `finite` (share of results without NaN), and scores
-    tradeoff                 `scenes`, and `points`, a list: `method`, `sweep` (strength, bound or
-                             schedule), `value`, `guided`, `finite`, and scores
+    protocol, model, seed  as asked for; `scenes` the number of scenes
+    settings               `WorldConfig`
+    files                  file name of each method's forward model
+    seconds                of each stage
+    versions, device       added by the command
+    classifier             how well the judge knows real pictures: `count`, and `accuracy` by
+                           attribute and for `all` of a picture's
+    samples                the same of the teacher's samples, with `guidance` and `steps`
+    reconstruction         a list, one entry per row: `method`, `start_timestep`, `start_noise`
+                           (null for autoencoder and DDIM); `mse` on [-1, 1], `psnr` and
+                           `perceptual` to the picture, `psnr_to_autoencoder`, `noise_std`
+    edits                  a list: `method`, `guided`, `start_timestep`, `start_noise` (null for the
+                           bound, the truth through the autoencoder), `kind` (one of `EDITS`, or
+                           `all`), and scores
+    tradeoff               `scenes`, and `points`, a list: `method`, `sweep` (strength, bound or
+                           schedule), `value`, `guided`, and scores
 
 Scores are `success` (all attributes of the target right by the classifier), `changed` (the one that
-the edit is about), `psnr_to_truth` and `perceptual_to_truth` (to the exact edit), and
-`psnr_outside_mask` (to the source, where source and truth cannot differ). Every measured number is an
-`Estimate`: `mean`, `half_width` of its 95 % confidence interval over scenes, `count`.
+the edit is about), `psnr_to_truth` and `perceptual_to_truth` (to the exact edit),
+`psnr_outside_mask` (to the source, where source and truth cannot differ), and `finite` (whether the
+networks gave numbers). Every measured number is an `Estimate`: `mean`, `half_width` of its 95 %
+confidence interval over scenes, `count`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -301,17 +303,21 @@ def measure_reconstruction(
 
 
 def score_edits(
-    model: Model, size: int, pixels: np.ndarray, sources: np.ndarray, edits: Sequence[Edit]
+    model: Model,
+    size: int,
+    pixels: np.ndarray,
+    sources: np.ndarray,
+    edits: Sequence[Edit],
+    finite: np.ndarray | None = None,
 ) -> dict[str, Values]:
     """Scores of results, one per edit.
 
     Args:
         pixels, sources: uint8 (n, h, w, 3).
+        finite: bool (n), whether the networks gave numbers; None: they did.
     """
     truths = np.stack([render(edit.target) for edit in edits])
-    each, whole = right(
-        predicted(model, size, pixels), label_rows([edit.target for edit in edits])
-    )
+    each, whole = right(predicted(model, size, pixels), label_rows([edit.target for edit in edits]))
     about = [list(ATTRIBUTES).index(EDITS[edit.kind]) for edit in edits]
     outside = ~np.stack([edit.mask for edit in edits])
     return {
@@ -320,6 +326,7 @@ def score_edits(
         "psnr_to_truth": psnr(squared_error(pixels, truths)),
         "perceptual_to_truth": distance(model, size, pixels, truths),
         "psnr_outside_mask": psnr(squared_error(pixels, sources, outside)),
+        "finite": np.ones(len(edits)) if finite is None else finite.astype(np.float64),
     }
 
 
@@ -331,9 +338,7 @@ def estimates(
     return {name: estimate(values[kept], groups[kept]) for name, values in scores.items()}
 
 
-def by_kind(
-    row: Results, scores: Mapping[str, Values], tasks: Sequence[Task]
-) -> Iterator[Results]:
+def by_kind(row: Results, scores: Mapping[str, Values], tasks: Sequence[Task]) -> Iterator[Results]:
     """A row for each kind of edit, and for all."""
     groups = np.array([task.number for task in tasks])
     kinds = np.array([task.edit.kind for task in tasks])
@@ -365,9 +370,7 @@ def measure_edits(
     with stages("edits: the bound"):
         bound = in_batches(partial(autoencode, model.models, model.plain.weights), size, truths)
         row = {"method": BOUND, "start_timestep": None, "start_noise": None, "guided": None}
-        rows += by_kind(
-            row | {"finite": 1.0}, score_edits(model, size, bound, pixels, edits), tasks
-        )
+        rows += by_kind(row, score_edits(model, size, bound, pixels, edits), tasks)
     for name, pair in model.published.items():
         for guided, strength in strengths.items():
             style = "guided" if guided else "plain"
@@ -387,8 +390,8 @@ def measure_edits(
                     )
 
                 result, finite = in_batches(run, size, pixels, ids, noise, targets)
-                scores = score_edits(model, size, result[:, 0], pixels, edits)
-            row = asdict(pair) | {"guided": guided, "finite": float(finite.mean())}
+                scores = score_edits(model, size, result[:, 0], pixels, edits, finite[:, 0])
+            row = asdict(pair) | {"guided": guided}
             rows += by_kind(row, scores, tasks)
             shown[f"{name} {style}"] = result[picked, 0]
     return rows, shown | {"truth": truths[picked]}
@@ -436,10 +439,9 @@ def measure_trade_off(
             arrays = (source.pixels[:count], source.ids[:count], source.noise[:count], targets)
             results, finite = in_batches(run, config.sweep_batch, *arrays)
             for i, point in enumerate(points):
-                scores = score_edits(model, size, results[:, i], arrays[0], edits)
+                scores = score_edits(model, size, results[:, i], arrays[0], edits, finite[:, i])
                 facts = {"sweep": point.sweep, "value": point.value, "guided": point.guided}
-                share = {"finite": float(finite[:, i].mean())}
-                rows.append({"method": name} | facts | share | dict(estimates(scores, groups)))
+                rows.append({"method": name} | facts | dict(estimates(scores, groups)))
     return {"scenes": count, "points": rows}
 
 

@@ -6,7 +6,6 @@ from ie_jax.models.lora import lora_shapes
 from ie_jax.models.shapes import draw, text_encoder_shapes, unet_shapes, vae_shapes
 from ie_jax.weights.download import home
 from ie_jax.weights.pipeline import Pipeline, Weights, architecture
-from ie_jax.weights.vocabulary import byte_vocabulary as byte_vocabulary
 from ie_jax.weights.vocabulary import write_byte_tokenizer
 
 RANK = 4

@@ -1,0 +1,105 @@
+"""The command: measure how well a model inverts and edits."""
+
+import json
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ie_jax.cli import parse, run
+from ie_jax.editing.images import check_place, write_errors
+from ie_jax.errors import UserError
+from ie_jax.evaluation.report import write, write_plots, write_sheets, write_tables
+from ie_jax.evaluation.world import WorldConfig, check_seed, evaluate
+from ie_jax.progress import Stages
+
+DESCRIPTION = """world: measure a model of the embedded world on scenes that it never saw:
+reconstruction, edits beside their exact results, and the trade-off between the two. Writes
+results.json, tables, plots and pictures into a folder."""
+
+
+@dataclass(frozen=True)
+class WorldRequest:
+    """What to measure, and where the results go."""
+
+    model: str = "world"
+    """world, which comes along, or a model folder with judges: classifier.safetensors and
+    perceptual.safetensors."""
+    scenes: int = 512
+    """How many scenes."""
+    seed: int = 2026
+    """Of the scenes; from 1000 up, as those below are training's."""
+    output: str = "evaluation"
+    """Folder of the results."""
+    batch_size: int = 32
+    """Scenes, or edits, at once."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+def world(argv: Sequence[str]) -> None:
+    """Run the protocol of the embedded world.
+
+    Raises:
+        UserError: bad input, or the results cannot be written.
+    """
+    request, config, _ = parse(argv, DESCRIPTION, WorldRequest, WorldConfig)
+    check_seed(request.seed)
+    folder = Path(request.output)
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    check_place(folder / "results.json")
+    stages = Stages(request.quiet)
+    results, pictures = evaluate(
+        request.model, request.scenes, request.seed, request.batch_size, config, stages
+    )
+    results |= environment()
+    # Numbers first: whatever fails after them, they are kept.
+    write(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_tables(folder, results)
+    write_sheets(folder, pictures)
+    if not write_plots(folder, results):
+        print("plots are skipped: matplotlib is not installed", file=sys.stderr)
+    print(f"wrote {folder}: results.json, tables.md and their parts, plots and pictures")
+
+
+def environment() -> dict[str, Any]:
+    """With what the numbers were measured."""
+    device = jax.devices()[0]
+    return {
+        "versions": {name: version(name) for name in ("ie_jax", "jax", "jaxlib", "flax")}
+        | {"python": platform.python_version()},
+        "device": {"platform": device.platform, "kind": device.device_kind},
+    }
+
+
+PROTOCOLS: dict[str, Callable[[Sequence[str]], None]] = {"world": world}
+
+
+def evaluation(argv: Sequence[str]) -> None:
+    """Run the protocol that the first word names.
+
+    Raises:
+        UserError: there is none of that name, or the protocol cannot be run.
+    """
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"usage: python -m ie_jax.evaluation {'|'.join(PROTOCOLS)} [options]; see world -h")
+        return
+    if not argv or argv[0] not in PROTOCOLS:
+        given = f"{argv[0]!r} is not a protocol" if argv else "the protocol is missing"
+        raise UserError(f"{given}: name one first: {', '.join(PROTOCOLS)}")
+    PROTOCOLS[argv[0]](argv[1:])
+
+
+def main() -> None:
+    """The command."""
+    run(evaluation)
+
+
+if __name__ == "__main__":
+    main()

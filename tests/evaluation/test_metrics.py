@@ -1,0 +1,91 @@
+"""Metrics against their definitions."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ie_jax.evaluation.metrics import estimate, in_batches, psnr, right, squared_error
+from ie_jax.training.losses import psnr as training_psnr
+
+
+@pytest.fixture
+def pictures() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    one, two = rng.integers(0, 256, (2, 3, 4, 5, 3), np.uint8)
+    return one, two
+
+
+def test_squared_error_is_on_minus_one_to_one() -> None:
+    black, white = np.zeros((1, 2, 2, 3), np.uint8), np.full((1, 2, 2, 3), 255, np.uint8)
+    assert squared_error(black, white) == [4.0]
+    assert psnr(squared_error(black, white)) == [0.0]
+
+
+def test_squared_error_of_each_picture(pictures: tuple[np.ndarray, np.ndarray]) -> None:
+    one, two = (x / 127.5 - 1 for x in pictures)
+    expected = ((one - two) ** 2).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(squared_error(*pictures), expected, rtol=1e-12)
+
+
+def test_only_pixels_of_the_mask_count(pictures: tuple[np.ndarray, np.ndarray]) -> None:
+    where = np.zeros((3, 4, 5), bool)
+    where[0, 1, 2] = where[1] = True
+    found = squared_error(*pictures, where)
+    one, two = pictures[0][0, 1, 2] / 127.5, pictures[1][0, 1, 2] / 127.5
+    assert found[0] == pytest.approx(((one - two) ** 2).mean())
+    assert found[1] == squared_error(*pictures)[1]
+    assert np.isnan(found[2])
+
+
+def test_psnr_is_the_one_of_training_and_ends() -> None:
+    errors = np.array([1e-3, 0.5, 4.0])
+    np.testing.assert_allclose(psnr(errors), training_psnr(jnp.asarray(errors)), rtol=1e-5)
+    assert psnr(np.zeros(1)) == psnr(np.full(1, 1e-10))
+
+
+def test_all_attributes_must_be_right() -> None:
+    each, whole = right(np.array([[1, 2], [1, 3]]), np.array([[1, 2], [1, 2]]))
+    assert each.tolist() == [[1, 1], [1, 0]]
+    assert whole.tolist() == [1, 0]
+
+
+def test_the_interval_of_independent_values() -> None:
+    values = np.random.default_rng(1).normal(3, 2, 50)
+    found = estimate(values)
+    assert found["mean"] == pytest.approx(values.mean())
+    assert found["half_width"] == pytest.approx(1.96 * values.std(ddof=1) / 50**0.5, rel=1e-4)
+    assert found["count"] == 50
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
+    """Also where scenes have several edits each, whose scores are alike."""
+    rng = np.random.default_rng(2)
+    scenes = np.repeat(np.arange(60), 4)
+    hits = 0
+    for _ in range(1000):
+        values = rng.normal(0, 1, 60)[scenes] + rng.normal(0, 0.3, 240)
+        found = estimate(values, scenes)
+        assert found["mean"] is not None and found["half_width"] is not None
+        hits += abs(found["mean"]) < found["half_width"]
+    # 0.95 of 1000 with a deviation of 6.9, and a little less for 60 scenes.
+    assert 920 <= hits <= 970
+
+
+def test_missing_values_are_left_out() -> None:
+    assert estimate(np.array([1.0, np.nan, 3.0])) == estimate(np.array([1.0, 3.0]))
+    assert estimate(np.array([np.nan])) == {"mean": None, "half_width": None, "count": 0}
+    assert estimate(np.array([2.0])) == {"mean": 2.0, "half_width": None, "count": 1}
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 8])
+def test_batches_have_one_size_and_leave_no_trace(count: int) -> None:
+    x, sizes = np.arange(count * 2.0).reshape(count, 2), set()
+
+    def twice(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        sizes.add(len(x))
+        return 2 * x, x + y
+
+    double, total = in_batches(twice, 4, x, 3 * x)
+    assert double.tolist() == (2 * x).tolist() and total.tolist() == (4 * x).tolist()
+    assert sizes == {min(count, 4)}
+    assert in_batches(lambda x: -x, 4, x).tolist() == (-x).tolist()
