@@ -32,7 +32,8 @@ import numpy as np
 from benchmarks.random_weights import SIZES, random_weights
 from ie_jax.cli import run
 from ie_jax.config import EditConfig, GuiderConfig
-from ie_jax.editing.command import drawn_scene
+from ie_jax.data.images import preprocess
+from ie_jax.data.world import draw_scene, render
 from ie_jax.editing.editor import Editor
 from ie_jax.editing.program import edit_images
 from ie_jax.errors import UserError
@@ -201,7 +202,7 @@ def make_editor(task: Task) -> Editor:
 
 def edit_arguments(editor: Editor) -> list[Any]:
     """What `edit_images` takes after `models`, for one edit of one picture."""
-    pixels = editor.batch(drawn_scene(editor.size))
+    pixels = editor.batch(preprocess(render(draw_scene(2026, 0)), editor.size))
     target, *rest = editor.edit_arguments(1, TARGET)
     arguments = (pixels, editor.ids([SOURCE]), target, editor.noise(pixels, None), *rest)
     return [editor.weights, *jax.tree.map(jnp.asarray, arguments)]

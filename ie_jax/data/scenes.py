@@ -1,6 +1,6 @@
 """Scenes of the embedded world as a data set to train on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -30,7 +30,7 @@ class Scenes:
         return self.count
 
     @cached_property
-    def ids(self) -> "lru_cache":  # type: ignore[type-arg]
+    def ids(self) -> Callable[[str], np.ndarray]:
         """Token ids of a caption, of which there are a few thousand in all."""
         return lru_cache(maxsize=None)(lambda text: self.tokenize([text])[0])
 

@@ -175,7 +175,7 @@ def draw_sticks(rng: np.random.Generator, x: float, y: float, radius: float) -> 
             at = places[np.argmax(clear)]
             grey = 24 if rng.random() < 0.5 else 244
             angle, length = rng.uniform(0, math.pi), rng.uniform(7, 11)
-            sticks.append(Stick(*map(float, (*at, angle, length)), grey))
+            sticks.append(Stick(float(at[0]), float(at[1]), float(angle), float(length), grey))
     return tuple(sticks)
 
 
@@ -274,7 +274,7 @@ def background_picture(scene: Scene) -> np.ndarray:
     colour = np.asarray(BACKGROUNDS[scene.background], np.float32)
     picture: np.ndarray = colour * slope[..., None] + scene.wave * np.sin(turns)[..., None]
     for stick in scene.sticks:
-        picture = over(picture, np.float32(stick.grey), stick_coverage(stick))
+        picture = over(picture, np.full(3, stick.grey, np.float32), stick_coverage(stick))
     return picture
 
 

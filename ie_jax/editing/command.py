@@ -67,9 +67,8 @@ def edit(argv: Sequence[str]) -> None:
     if demo and (request.source or request.target or request.reconstruct):
         raise UserError("--image is missing: name the photo to edit")
     example = draw_edit(draw_scene(*DEMO), "change_color", *DEMO)
-    source, targets = caption(example.source), (caption(example.target),)
-    if not demo:
-        source, targets = prompts(request)
+    told = caption(example.source), (caption(example.target),)
+    source, targets = told if demo else prompts(request)
     output = Path(request.output)
     paths = output_paths(output, len(targets))
     panel = output if demo else output.with_stem(f"{output.stem}-side-by-side")

@@ -114,7 +114,7 @@ def fine_tune(argv: Sequence[str]) -> None:
         settings=settings,
         accept=accept,
         export=lambda state, best: recipe.export(
-            folder, state, best, held_out and held_out.batches
+            folder, state, best, held_out.batches if held_out else None
         ),
         announce=stages,
         say=say if main else silent,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ie_jax.diffusion.schedule import make_schedule
@@ -155,11 +156,10 @@ def autoencoder(config: TrainConfig, offline: bool, progress: bool) -> Recipe:
     )
 
 
-def empty_caption(blueprint: Blueprint) -> np.ndarray:
+def empty_caption(blueprint: Blueprint) -> jax.Array:
     """Token ids of no words."""
     length = blueprint.architecture.text.max_position_embeddings
-    ids: np.ndarray = Tokenizer(blueprint.tokenizer)([""], length)[0]
-    return ids
+    return jnp.asarray(Tokenizer(blueprint.tokenizer)([""], length)[0])
 
 
 def denoiser(config: TrainConfig, offline: bool, progress: bool) -> Recipe:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import jax.numpy as jnp
 import pytest
 from safetensors.numpy import load_file
 
@@ -126,7 +126,7 @@ def test_files_say_how_they_were_trained(chain: dict[str, Path]) -> None:
 
 def test_the_classifier_comes_along(chain: dict[str, Path]) -> None:
     params = load_classifier(chain["cycle"] / "classifier.safetensors")
-    logits = classify(params, np.zeros((2, 64, 64, 3), np.float32))
+    logits = classify(params, jnp.zeros((2, 64, 64, 3)))
     assert {name: x.shape for name, x in logits.items()} == {n: (2, c) for n, c in VALUES.items()}
     assert {name: len(values) for name, values in ATTRIBUTES.items()} == VALUES
 

@@ -148,7 +148,7 @@ def test_a_weight_of_zero_leaves_a_loss_out(world: World) -> None:
 
 
 def test_evaluation_measures_the_reconstruction(world: World) -> None:
-    run: Any = jax.jit(partial(evaluate, CONFIG, world.networks))
+    run: Any = jax.jit(partial(evaluate, world.networks))
     metrics, pictures = run(world.lora, world.frozen, world.batch)
     np.testing.assert_array_equal(pictures["source"], world.batch["pixels"])
     a, b = (np.asarray(pictures[name], np.float64) for name in ("source", "reconstruction"))
