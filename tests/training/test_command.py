@@ -82,7 +82,8 @@ def test_what_a_run_leaves_behind(whole: Path) -> None:
     }
     rows = lines(whole)
     assert [row["step"] for row in rows] == [0, 1, 2, 2, 3, 4, 4]
-    assert set(rows[0]) == {"step", "validation/lpips", "validation/mse", "validation/psnr"}
+    names = ("lpips", "mse", "psnr", "psnr_to_autoencoder")
+    assert set(rows[0]) == {"step", *(f"validation/{name}" for name in names)}
     assert {"sum/distillation", "sum/cycle", "sum/preservation", "sum/loss"} <= set(rows[1])
     assert yaml.safe_load((whole / "config.yaml").read_text()) == plain(
         build(TrainConfig, read_yaml(whole / "config.yaml"), "")
