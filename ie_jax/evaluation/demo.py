@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ie_jax.cli import parse, run
-from ie_jax.config import EditConfig, GuiderConfig
+from ie_jax.config import EditConfig, GuiderConfig, RescalingConfig
 from ie_jax.data.world import EDITS, Edit, caption, draw_edit, draw_scene, possible, render
 from ie_jax.editing.editor import Editor
 from ie_jax.editing.images import check_writable, save_image
@@ -28,6 +28,8 @@ GUIDERS = (
     GuiderConfig("features_map_l2", 0.5),
 )
 """The published ones."""
+BOUNDS = (0.0, 0.25)
+"""Of the gradient's ratio: the published upper bound, 1, holds this small model's edits back."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,10 @@ class DemoConfig:
 
     edit: EditConfig = field(
         default_factory=lambda: EditConfig(
-            guiders=GUIDERS, match_statistics=False, start_noise=False
+            guiders=GUIDERS,
+            noise_rescaling_setup=RescalingConfig(init_setup=BOUNDS),
+            match_statistics=False,
+            start_noise=False,
         )
     )
 
