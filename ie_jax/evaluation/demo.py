@@ -13,6 +13,7 @@ from ie_jax.config import EditConfig, GuiderConfig, RescalingConfig
 from ie_jax.data.world import EDITS, Edit, caption, draw_edit, draw_scene, possible, render
 from ie_jax.editing.editor import Editor
 from ie_jax.editing.images import check_writable, save_image
+from ie_jax.evaluation.metrics import psnr, squared_error
 from ie_jax.files import appearing_whole
 from ie_jax.progress import Stages
 
@@ -68,11 +69,10 @@ def sample_edits() -> list[Edit]:
     return edits
 
 
-def psnr(one: np.ndarray, other: np.ndarray, where: np.ndarray | None = None) -> float:
-    """Decibels of one uint8 picture to another; only where the mask (H, W) is True."""
-    square = (one.astype(np.float64) - other) ** 2
-    mean = square.mean() if where is None else square[where].mean()
-    return float(10 * np.log10(255**2 / max(mean, 1e-10)))
+def decibels(one: np.ndarray, other: np.ndarray, where: np.ndarray | None = None) -> float:
+    """PSNR of one picture to another; only where the mask (H, W) is True."""
+    mask = None if where is None else where[None]
+    return float(psnr(squared_error(one[None], other[None], mask))[0])
 
 
 def sheet(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
@@ -118,13 +118,13 @@ def demo(argv: Sequence[str]) -> None:
             "kind": edit.kind,
             "source": caption(edit.source),
             "target": caption(edit.target),
-            "reconstruction_psnr": psnr(reconstructions[i], sources[i]),
+            "reconstruction_psnr": decibels(reconstructions[i], sources[i]),
             **{
                 f"{name}_{what}": value
                 for name, picture in (("plain", plain[i]), ("guided", guided[i]))
                 for what, value in (
-                    ("psnr_to_truth", psnr(picture, truths[i])),
-                    ("psnr_outside_mask", psnr(picture, sources[i], ~edit.mask)),
+                    ("psnr_to_truth", decibels(picture, truths[i])),
+                    ("psnr_outside_mask", decibels(picture, sources[i], ~edit.mask)),
                 )
             },
         }
