@@ -187,7 +187,8 @@ def caption(scene: Scene, template: int | None = None) -> str:
     """
     templates = EMPTY_TEMPLATES if scene.empty else TEMPLATES
     named = {name: getattr(scene, name) for name in ATTRIBUTES}
-    return templates[scene.template if template is None else template].format(**named)
+    text = templates[scene.template if template is None else template].format(**named)
+    return text.replace("a olive", "an olive")
 
 
 def labels(scene: Scene) -> dict[str, int]:

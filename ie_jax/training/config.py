@@ -68,6 +68,9 @@ class TrainConfig:
     model: str = "icd-sd15"
     """What training starts from: random (untrained, tiny), icd-sd15, icd-sd15-2, icd-sd15-3steps,
     sd15 (published, downloaded once), or a folder of upstream files."""
+    start: Literal["nothing", "model"] = "nothing"
+    """Where autoencoder and denoiser start: from random numbers, or from those that the model's
+    folder has, to train them further."""
     forward: str | None = None
     """The forward LoRA to start from: a file, or its name in a folder that holds several."""
     backward: str | None = None

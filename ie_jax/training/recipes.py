@@ -127,7 +127,7 @@ def write_model(
 
 
 def autoencoder(config: TrainConfig, offline: bool, progress: bool) -> Recipe:
-    """Stage (a) of the chain: the autoencoder, from nothing."""
+    """Stage (a) of the chain: the autoencoder."""
     folder = model_folder(config)
     blueprint = read_blueprint(folder)
     # Until it is known how large latents are, they are not scaled.
@@ -148,7 +148,9 @@ def autoencoder(config: TrainConfig, offline: bool, progress: bool) -> Recipe:
 
     return Recipe(
         autoencoder_stage(config.autoencoder, networks, optimiser_of(config.optimiser)),
-        draw(vae_shapes(arch.vae), config.seed),
+        read_parts(folder, ["vae"])["vae"]
+        if config.start == MODEL
+        else draw(vae_shapes(arch.vae), config.seed),
         {},
         arch,
         blueprint.tokenizer,
@@ -163,16 +165,20 @@ def empty_caption(blueprint: Blueprint) -> jax.Array:
 
 
 def denoiser(config: TrainConfig, offline: bool, progress: bool) -> Recipe:
-    """Stage (b): the denoiser with its text encoder, from nothing, on the autoencoder's latents."""
+    """Stage (b): the denoiser with its text encoder, on the autoencoder's latents."""
     folder = model_folder(config)
     blueprint, parts = read_blueprint(folder), read_parts(folder, ["vae"])
     arch = unguided(blueprint.architecture)
-    return Recipe(
-        denoiser_stage(config.denoiser, networks_of(config, arch), optimiser_of(config.optimiser)),
-        {
+    if config.start == MODEL:
+        params = read_parts(folder, ["denoiser", "text_encoder"])
+    else:
+        params = {
             "denoiser": draw(unet_shapes(arch.unet), config.seed),
             "text_encoder": draw(text_encoder_shapes(arch.text), config.seed + 1),
-        },
+        }
+    return Recipe(
+        denoiser_stage(config.denoiser, networks_of(config, arch), optimiser_of(config.optimiser)),
+        params,
         DenoiserFrozen(parts["vae"], empty_caption(blueprint)),
         arch,
         blueprint.tokenizer,
