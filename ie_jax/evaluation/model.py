@@ -13,7 +13,7 @@ import numpy as np
 from ie_jax.config import EditConfig
 from ie_jax.data.world import ATTRIBUTES, SIZE
 from ie_jax.diffusion.schedule import Schedule, cumulative_alphas, make_schedule
-from ie_jax.diffusion.trajectory import with_text
+from ie_jax.diffusion.trajectory import generate, with_text
 from ie_jax.editing.editor import Editor, place
 from ie_jax.editing.guidance import Strength
 from ie_jax.editing.program import Inversion, Models, decode_image, encode_image
@@ -237,6 +237,17 @@ def teacher_sample(
     eps = with_text(denoiser(models, weights.unet), context)
     abar = jnp.asarray(cumulative_alphas(models.architecture.betas))
     z = ddim(eps, noise, abar, jnp.broadcast_to(w, (len(noise),)), steps)
+    return decode_image(models, weights, z)[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def backward_sample(
+    models: Models, weights: Weights, ids: jax.Array, noise: jax.Array, schedule: Schedule
+) -> Pixels:
+    """Pictures of captions, from noise, by the backward model."""
+    context = encode_text(models, weights.text_encoder, ids)
+    eps = with_text(denoiser(models, weights.unet, weights.backward), context)
+    z = generate(eps, noise, schedule).latents[-1]
     return decode_image(models, weights, z)[0]
 
 

@@ -130,13 +130,11 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     edits, points = results["edits"], results["tradeoff"]["points"]
     scenes, fewer = results["scenes"], results["tradeoff"]["scenes"]
     kind = Column("edit", "kind")
-    judged = [
-        {"pictures": name} | entry["accuracy"]
-        for name, entry in (
-            ("real", results["classifier"]),
-            (f"samples of the teacher, w = {results['samples']['guidance']:g}", results["samples"]),
-        )
-    ]
+    judged = [{"pictures": "real"} | results["classifier"]["accuracy"]]
+    for entry in results["samples"]:
+        w = "/".join(f"{x:g}" for x in np.atleast_1d(entry["guidance"]))
+        name = f"{entry['method']}, {entry['steps']} steps, w = {w}"
+        judged.append({"pictures": name} | entry["accuracy"])
     attributes = [Column(f"{name} %", name, 1, True) for name in judged[0] if name != "pictures"]
     facts = (Column("method", "method"), Column("guided", "guided"))
     curves = [x for x in points if x["sweep"] != "schedule"]

@@ -9,7 +9,8 @@
     versions, device       added by the command
     classifier             how well the judge knows real pictures: `count`, and `accuracy` by
                            attribute and for `all` of a picture's
-    samples                the same of the teacher's samples, with `guidance` and `steps`
+    samples                a list: the same of pictures made from noise, by `method` (teacher, by
+                           DDIM; backward, the consistency model), with `guidance` and `steps`
     reconstruction         a list, one entry per row: `method`, `start_timestep`, `start_noise`
                            (null for autoencoder and DDIM); `mse` on [-1, 1], `psnr` and
                            `perceptual` to the picture, `psnr_to_autoencoder`, `noise_std`
@@ -60,9 +61,11 @@ from ie_jax.evaluation.metrics import (
     squared_error,
 )
 from ie_jax.evaluation.model import (
+    OURS,
     Model,
     Pair,
     autoencode,
+    backward_sample,
     edit,
     load_model,
     perceptual_distance,
@@ -445,17 +448,38 @@ def measure_trade_off(
     return {"scenes": count, "points": rows}
 
 
-def measure_samples(model: Model, config: WorldConfig, size: int, source: Source) -> Results:
-    """How well the teacher's samples show what their captions say."""
-    w = jnp.float32(config.sample_guidance)
-    sample = partial(teacher_sample, model.models, config.ddim_steps, model.plain.weights)
-    pixels = in_batches(lambda ids, noise: sample(ids, noise, w), size, source.ids, source.noise)
-    return {
-        "guidance": config.sample_guidance,
-        "steps": config.ddim_steps,
-        "count": len(pixels),
-        "accuracy": accuracy(model, size, pixels, source.scenes),
-    }
+def measure_samples(
+    model: Model, config: WorldConfig, size: int, source: Source
+) -> tuple[list[Results], Pictures]:
+    """How well pictures of captions, made from noise, show what the captions say; and some."""
+    models, weights = model.models, model.plain.weights
+    w, guidance = config.sample_guidance, np.asarray(config.guidance)
+    teacher = partial(teacher_sample, models, config.ddim_steps, weights, w=jnp.float32(w))
+    schedule = model.schedule(model.published[OURS], guidance)
+    ways: tuple[tuple[str, Any, int, Callable[..., Any]], ...] = (
+        ("teacher", w, config.ddim_steps, teacher),
+        (
+            "backward",
+            list(config.guidance),
+            len(guidance),
+            partial(backward_sample, models, weights, schedule=schedule),
+        ),
+    )
+    rows: list[Results] = []
+    shown: Pictures = {"one of these words": source.pixels[:SHOWN]}
+    for method, scale, steps, run in ways:
+        pixels = in_batches(run, size, source.ids, source.noise)
+        rows.append(
+            {
+                "method": method,
+                "guidance": scale,
+                "steps": steps,
+                "count": len(pixels),
+                "accuracy": accuracy(model, size, pixels, source.scenes),
+            }
+        )
+        shown[f"{method}, {steps} steps"] = pixels[:SHOWN]
+    return rows, shown
 
 
 def evaluate(
@@ -469,8 +493,8 @@ def evaluate(
         seed: of the scenes, outside of `TRAINING_SEEDS`.
 
     Returns:
-        The results (see this module), and pictures of `reconstruction` and of `edits`, columns by
-        name.
+        The results (see this module), and pictures of `samples`, `reconstruction` and `edits`,
+        columns by name.
 
     Raises:
         UserError: the seed is one of training, a number is not positive, or the model cannot be
@@ -487,8 +511,8 @@ def evaluate(
     reconstruction, reconstructed = measure_reconstruction(
         model, config, batch_size, source, stages
     )
-    with stages(f"samples of the teacher ({scenes})"):
-        samples = measure_samples(model, config, batch_size, source)
+    with stages(f"samples of teacher and backward model ({scenes})"):
+        samples, sampled = measure_samples(model, config, batch_size, source)
     edits, edited = measure_edits(model, config, batch_size, source, seed, stages)
     tradeoff = measure_trade_off(model, config, batch_size, source, seed, stages)
     results = {
@@ -505,4 +529,4 @@ def evaluate(
         "edits": edits,
         "tradeoff": tradeoff,
     }
-    return results, {"reconstruction": reconstructed, "edits": edited}
+    return results, {"samples": sampled, "reconstruction": reconstructed, "edits": edited}

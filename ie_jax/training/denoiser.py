@@ -79,7 +79,6 @@ def latent_shape(networks: Networks, batch: Mapping[str, Array]) -> tuple[int, i
 
 def prepare(
     config: DenoiserConfig,
-    dropout: float,
     networks: Networks,
     frozen: Frozen,
     batch: Mapping[str, Array],
@@ -94,7 +93,7 @@ def prepare(
             jax.random.normal(posterior, shape),
             jax.random.normal(noise, shape),
             jax.random.randint(t, (), 0, networks.architecture.betas[2]),
-            jax.random.uniform(drop) < dropout,
+            jax.random.uniform(drop) < config.caption_dropout,
             jax.random.uniform(w, (), minval=config.guidance[0], maxval=config.guidance[1]),
         )
 
@@ -209,7 +208,7 @@ def denoiser_stage(
 ) -> Stage:
     """Trains {"denoiser", "text_encoder"}. `networks` has the UNet without guidance embedding."""
     return Stage(
-        prepare=partial(prepare, config, config.caption_dropout, networks),
+        prepare=partial(prepare, config, networks),
         updates={"denoiser": partial(denoising, networks)},
         optimiser=optimiser,
         evaluate=partial(evaluate, config, networks, False),
@@ -221,7 +220,7 @@ def guidance_stage(
 ) -> Stage:
     """Trains the guidance-distilled UNet's tree."""
     return Stage(
-        prepare=partial(prepare, config, config.caption_dropout, networks),
+        prepare=partial(prepare, config, networks),
         updates={"guidance": partial(guidance_distillation, networks)},
         optimiser=optimiser,
         evaluate=partial(evaluate, config, networks, True),

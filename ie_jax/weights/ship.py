@@ -1,6 +1,7 @@
 """`python -m ie_jax.weights.ship FOLDER`: a trained model becomes the one in the package.
 
-Numbers are rounded to float16, as the published files have them; headers are kept.
+Numbers are rounded to float16, as the published files have them; headers are kept. The denoiser
+before guidance distillation stays behind: nothing but that stage reads it, and it is the largest.
 """
 
 import argparse
@@ -49,6 +50,7 @@ def ship(folder: Path, world: Path = WORLD) -> None:
     read_parts(folder, PARTS)
     with folder_appearing_whole(world / MODEL) as new:
         copy_model_files(folder, new)
+        (new / PARTS["denoiser"]).unlink()
         for path in sorted(new.rglob("*.safetensors")):
             to_float16(path)
     with appearing_whole(world / SUMS) as file:

@@ -174,9 +174,10 @@ def test_no_strength_and_a_bound_of_zero_are_the_plain_edit(results: dict[str, A
 
 
 def test_judges_are_judged(results: dict[str, Any]) -> None:
-    for part in ("classifier", "samples"):
-        assert list(results[part]["accuracy"]) == [*ATTRIBUTES, "all"]
-        assert results[part]["count"] == SCENES
+    for part in (results["classifier"], *results["samples"]):
+        assert list(part["accuracy"]) == [*ATTRIBUTES, "all"]
+        assert part["count"] == SCENES
+    assert [part["method"] for part in results["samples"]] == ["teacher", "backward"]
 
 
 def test_what_is_written(output: Path, results: dict[str, Any]) -> None:
@@ -191,10 +192,12 @@ def test_what_is_written(output: Path, results: dict[str, Any]) -> None:
     ]
     with Image.open(output / "pictures-reconstruction.png") as picture:
         assert picture.size == (5 * 128, SCENES * 128 + 20)
+    with Image.open(output / "pictures-samples.png") as picture:
+        assert picture.size == (3 * 128, SCENES * 128 + 20)
     with Image.open(output / "pictures-edits.png") as picture:
         assert picture.size[0] == 6 * 128
     plots = {f"plot-{name}.png" for name in ("reconstruction", "edits", "tradeoff")}
-    pictures = {"pictures-reconstruction.png", "pictures-edits.png"}
+    pictures = {f"pictures-{name}.png" for name in ("samples", "reconstruction", "edits")}
     files = {f"{name}.{suffix}" for name in tables for suffix in ("md", "csv")}
     found = {path.name for path in output.iterdir()}
     assert found - plots == {"results.json", "tables.md"} | pictures | files

@@ -76,6 +76,20 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]
     yield folders
 
 
+def validations(run: Path) -> list[float]:
+    """The squared errors that a run measured, in order."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line["validation/mse"] for line in lines if "validation/mse" in line]
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "denoiser"])
+def test_training_goes_on_from_a_model(chain: dict[str, Path], stage: str, tmp_path: Path) -> None:
+    new = run(stage, chain[stage], tmp_path / "on", "--start", "model").parent
+    before, after = validations(chain[stage].parent), validations(new)
+    assert after[0] == pytest.approx(before[-1], rel=1e-3)
+    assert before[0] != pytest.approx(before[-1], rel=1e-3)
+
+
 def test_the_last_folder_is_a_model_like_the_published(chain: dict[str, Path]) -> None:
     folder = str(chain["cycle"])
     pipeline = load_pipeline(folder)
