@@ -21,7 +21,7 @@ from ie_jax.models.execution import Execution, Precision
 C = TypeVar("C")
 GENTLE = ("world", "world-icd")
 """Models that do not stand the published guidance."""
-GENTLE_GUIDANCE = (0.0, 1.0, 2.0, 3.0)
+GENTLE_GUIDANCE = (0.0, 1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class EditConfig:
     start_noise: bool = True
     """Add noise at the start of inversion, as published."""
     cfg_schedule: tuple[float, ...] | None = None
-    """Guidance scale w of each generation step. None: 0, 7, 11, 19 as published; 0, 1, 2, 3 for the
+    """Guidance scale w of each generation step. None: 0, 7, 11, 19 as published; 0, 1, 1, 1 for the
     embedded world, whose small model is distilled for w up to 6."""
     guiders: tuple[GuiderConfig, ...] = ()
     """Energies that hold the edit to the source, as a YAML list of {name, g_scale, kwargs}."""

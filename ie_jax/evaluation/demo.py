@@ -9,11 +9,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ie_jax.cli import parse, run
-from ie_jax.config import EditConfig, GuiderConfig, RescalingConfig
+from ie_jax.config import EditConfig
 from ie_jax.data.world import EDITS, Edit, caption, draw_edit, draw_scene, possible, render
 from ie_jax.editing.editor import Editor
 from ie_jax.editing.images import check_writable, save_image
 from ie_jax.evaluation.metrics import psnr, squared_error
+from ie_jax.evaluation.world import GUIDERS, RESCALING
 from ie_jax.files import appearing_whole
 from ie_jax.progress import Stages
 
@@ -24,13 +25,6 @@ COLUMNS = ("source", "reconstruction", "plain edit", "guided edit", "truth")
 ZOOM = 2
 HEADER = 16
 """Pixels above the pictures, for the columns' names."""
-GUIDERS = (
-    GuiderConfig("self_attn_map_l2", (0.0, 20000.0, 20000.0, 20000.0)),
-    GuiderConfig("features_map_l2", 0.5),
-)
-"""The published ones."""
-BOUNDS = (0.0, 0.25)
-"""Of the gradient's ratio: the published upper bound, 1, holds this small model's edits back."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class DemoConfig:
     edit: EditConfig = field(
         default_factory=lambda: EditConfig(
             guiders=GUIDERS,
-            noise_rescaling_setup=RescalingConfig(init_setup=BOUNDS),
+            noise_rescaling_setup=RESCALING,
             match_statistics=False,
             start_noise=False,
         )

@@ -28,14 +28,14 @@ confidence interval over scenes, `count`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 
-from ie_jax.config import EditConfig, GuiderConfig, RescalingConfig
+from ie_jax.config import GENTLE_GUIDANCE, EditConfig, GuiderConfig, RescalingConfig
 from ie_jax.data.world import (
     ATTRIBUTES,
     EDITS,
@@ -89,18 +89,21 @@ SHOWN = 8
 """Reconstructions that pictures show."""
 
 
+GUIDERS = (GuiderConfig("features_map_l2", 8.0),)
+RESCALING = RescalingConfig(init_setup=(0.0, 0.5))
+"""What keeps most of the source in this world and lets edits be. The published guiders and bound
+hold many of them back."""
+
+
 @dataclass(frozen=True)
 class WorldConfig:
     """How reconstructions, edits and samples are made."""
 
-    guidance: tuple[float, ...] = (0.0, 1.0, 2.0, 3.0)
+    guidance: tuple[float, ...] = GENTLE_GUIDANCE
     """Scale w of each generation step of edits."""
-    guiders: tuple[GuiderConfig, ...] = (
-        GuiderConfig("self_attn_map_l2", (0.0, 20000.0, 20000.0, 20000.0)),
-        GuiderConfig("features_map_l2", 0.5),
-    )
+    guiders: tuple[GuiderConfig, ...] = GUIDERS
     """Of guided edits, as a YAML list of {name, g_scale, kwargs}."""
-    noise_rescaling_setup: RescalingConfig = field(default_factory=RescalingConfig)
+    noise_rescaling_setup: RescalingConfig = RESCALING
     match_statistics: bool = False
     """Give edits the source's brightness and contrast."""
     ddim_steps: int = 50
