@@ -1,6 +1,6 @@
 """The embedded world: scenes are functions of their number, edits change what they say."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -102,6 +102,11 @@ def test_edges_are_smooth_and_objects_lie_in_the_picture() -> None:
 def test_a_caption_has_several_wordings() -> None:
     scene = next(scene for i in range(9) if not (scene := draw_scene(6, i)).empty)
     assert len({caption(scene, i) for i in range(len(TEMPLATES))}) == len(TEMPLATES)
+
+
+def test_articles_suit_the_words_after_them() -> None:
+    scenes = (replace(draw_scene(6, i), background="olive", template=i) for i in range(3))
+    assert all("an olive background" in caption(scene) for scene in scenes)
 
 
 def tokens(texts: list[str]) -> np.ndarray:
