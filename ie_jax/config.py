@@ -20,7 +20,7 @@ from ie_jax.models.execution import Execution, Precision
 
 C = TypeVar("C")
 GENTLE = ("world", "world-icd")
-"""Models that do not stand the published guidance."""
+"""Models that the published guidance takes too far from the source."""
 GENTLE_GUIDANCE = (0.0, 1.0, 1.0, 1.0)
 
 

@@ -49,14 +49,14 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
 shape, colour and surface."""
 
 TEMPLATES = (
-    "a {surface} {colour} {shape} on a {background} background",
-    "a picture of a {surface} {colour} {shape} on a {background} background",
-    "a {background} background with a {surface} {colour} {shape}",
+    "a {surface} {colour} {shape} on {article} {background} background",
+    "a picture of a {surface} {colour} {shape} on {article} {background} background",
+    "{article} {background} background with a {surface} {colour} {shape}",
 )
 EMPTY_TEMPLATES = (
     "an empty {background} background",
-    "a picture of nothing on a {background} background",
-    "a {background} background with nothing",
+    "a picture of nothing on {article} {background} background",
+    "{article} {background} background with nothing",
 )
 WORDS = sorted(
     {
@@ -187,8 +187,9 @@ def caption(scene: Scene, template: int | None = None) -> str:
     """
     templates = EMPTY_TEMPLATES if scene.empty else TEMPLATES
     named = {name: getattr(scene, name) for name in ATTRIBUTES}
-    text = templates[scene.template if template is None else template].format(**named)
-    return text.replace("a olive", "an olive")
+    article = "an" if scene.background[0] in "aeiou" else "a"
+    text = templates[scene.template if template is None else template]
+    return text.format(article=article, **named)
 
 
 def labels(scene: Scene) -> dict[str, int]:

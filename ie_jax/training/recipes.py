@@ -149,7 +149,7 @@ def autoencoder(config: TrainConfig, offline: bool, progress: bool) -> Recipe:
     return Recipe(
         autoencoder_stage(config.autoencoder, networks, optimiser_of(config.optimiser)),
         read_parts(folder, ["vae"])["vae"]
-        if config.start == MODEL
+        if config.start == "model"
         else draw(vae_shapes(arch.vae), config.seed),
         {},
         arch,
@@ -169,7 +169,7 @@ def denoiser(config: TrainConfig, offline: bool, progress: bool) -> Recipe:
     folder = model_folder(config)
     blueprint, parts = read_blueprint(folder), read_parts(folder, ["vae"])
     arch = unguided(blueprint.architecture)
-    if config.start == MODEL:
+    if config.start == "model":
         params = read_parts(folder, ["denoiser", "text_encoder"])
     else:
         params = {

@@ -1,7 +1,7 @@
 """`python -m ie_jax.weights.ship FOLDER`: a trained model becomes the one in the package.
 
 Numbers are rounded to float16, as the published files have them; headers are kept. The denoiser
-before guidance distillation stays behind: nothing but that stage reads it, and it is the largest.
+before guidance distillation stays behind: nothing but that stage reads it.
 """
 
 import argparse
