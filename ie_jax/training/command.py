@@ -289,10 +289,13 @@ def check_latents(config: TrainConfig, latents: Latents, pipeline: Pipeline | No
     weights = pipeline.weights
     if latents.index.config.model != fingerprint(weights.vae, weights.text_encoder):
         raise UserError(f"{config.data.path} holds latents of another model: cache them again")
-    if not latents.index.config.pixels and config.cycle.target == "image":
-        raise UserError(f"cycle.target image: {config.data.path} holds no pixels: cache them too")
+    if latents.index.config.pixels:
+        return
+    lack = f"{config.data.path} holds no pixels: cache them too (--pixels)"
+    if config.cycle.target == "image":
+        raise UserError(f"cycle.target image: {lack}")
     if config.data.validation:
-        raise UserError("validation needs images: with source latents set data.validation to 0")
+        raise UserError(f"data.validation {config.data.validation}: {lack}, or set it to 0")
 
 
 def main() -> None:

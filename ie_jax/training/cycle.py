@@ -186,6 +186,13 @@ def latents_and_target(
     return z, decoded
 
 
+def context_of(networks: Networks, text: Tree | None, batch: Mapping[str, Array]) -> Context:
+    """Text embeddings of a batch: cached, or of its ids."""
+    if "context" in batch:
+        return batch["context"].astype(dtype(networks.precision.output))
+    return encode_text(networks, text, batch["ids"])
+
+
 def prepare(
     config: CycleConfig,
     networks: Networks,
@@ -217,10 +224,7 @@ def prepare(
 
     posterior, noise, index, segment = jax.vmap(draw)(keys)
     z, target = latents_and_target(config, networks, frozen, batch, posterior)
-    if "context" in batch:
-        context = batch["context"].astype(dtype(networks.precision.output))
-    else:
-        context = encode_text(networks, frozen.text_encoder, batch["ids"])
+    context = context_of(networks, frozen.text_encoder, batch)
     guidance = jnp.broadcast_to(frozen.schedule.guidance, (b, n))
     example = Example(z, context, noise, index, segment, guidance, target)
     return lax.stop_gradient(example)
@@ -370,12 +374,16 @@ def reconstruction_metrics(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Reconstruction of held-out images through noise, w = 0, from the posterior's mean: MSE on
     [-1, 1] and PSNR (dB) to the image, both of the 8-bit picture, PSNR to what the autoencoder
-    alone gives, and LPIPS of the whole image."""
+    alone gives, and LPIPS of the whole image.
+
+    Args:
+        batch: `pixels` uint8 (b, H, W, 3), and `ids` (b, n) or, cached, `context` (b, n, c).
+    """
     pixels = batch["pixels"]
     x = from_uint8(pixels)
     model, variables = vae(networks), {"params": frozen.vae}
     z: Latents = model.apply(variables, x, method="encode")  # type: ignore[assignment]
-    context = encode_text(networks, frozen.text_encoder, batch["ids"])
+    context = context_of(networks, frozen.text_encoder, batch)
     there, back = (
         with_text(denoiser(networks, frozen.unet, lora), context) for lora in (forward, backward)
     )

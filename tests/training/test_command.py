@@ -13,6 +13,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from ie_jax.config import build, read_yaml
+from ie_jax.data.command import cache
 from ie_jax.errors import UserError
 from ie_jax.training import command
 from ie_jax.training.command import fine_tune, plain, require_same
@@ -58,6 +59,37 @@ def test_a_resumed_run_equals_an_uninterrupted_one(whole: Path, tmp_path: Path) 
         one, other = (folder / f"{name}.safetensors" for folder in (whole, tmp_path / "parts"))
         assert same_tensors(one, other), name
     assert (tmp_path / "parts" / "config.yaml").read_text() == (whole / "config.yaml").read_text()
+
+
+def encode_debug_images(folder: Path, *options: str) -> None:
+    cache([
+        *("--model", "random", "--data.path", "configs/debug_images", "--dtype", "float32"),
+        *("--output", str(folder), "--batch-size", "8", "--quiet", *options),
+    ])  # fmt: skip
+
+
+def test_training_on_cached_latents_is_training_on_the_pictures(
+    whole: Path, tmp_path: Path
+) -> None:
+    latents = tmp_path / "latents"
+    encode_debug_images(latents, "--pixels")
+    tiny(tmp_path / "run", "--data.source", "latents", "--data.path", str(latents))
+    ours, expected = lines(tmp_path / "run"), lines(whole)
+    assert [row.keys() for row in ours] == [row.keys() for row in expected]
+    for row, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(list(row.values()), list(other.values()), rtol=1e-3)
+
+
+def test_cached_latents_without_pixels_serve_training_alone(tmp_path: Path) -> None:
+    latents = tmp_path / "latents"
+    encode_debug_images(latents)
+    source = ("--data.source", "latents", "--data.path", str(latents))
+    with pytest.raises(UserError, match=r"validation 3: .* no pixels: cache them too"):
+        tiny(tmp_path / "run", *source)
+    with pytest.raises(UserError, match=r"target image: .* no pixels: cache them too"):
+        tiny(tmp_path / "run", *source, "--overwrite", "--cycle.target", "image")
+    with pytest.raises(UserError, match="stage consistency needs images"):
+        tiny(tmp_path / "run", *source, "--overwrite", "--stage", "consistency")
 
 
 def test_the_lora_has_changed_and_the_editor_can_use_it(whole: Path) -> None:

@@ -4,30 +4,43 @@ import json
 import signal
 import socket
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
+from safetensors.numpy import load_file
 
 from tests.conftest import ROOT
 from tests.training.test_checkpoints import PROGRAM, program
+from tests.training.test_kill import SETTINGS
 from tests.training.test_loop import lines
+
+
+def free_address() -> str:
+    """Where the processes find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def start(command: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
 
 
 def pair(folder: Path, steps: int) -> list[subprocess.Popen[str]]:
     """Two processes that talk over gloo, with one device each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    return [
-        subprocess.Popen(
-            [*PROGRAM, str(folder), str(steps), "1", address, "2", str(i)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for i in range(2)
-    ]
+    address = free_address()
+    return [start([*PROGRAM, str(folder), str(steps), "1", address, "2", str(i)]) for i in range(2)]
+
+
+def train(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """The command, with the smallest real model."""
+    command = [sys.executable, "-m", "tests.training.lives", *SETTINGS, "--steps", "4"]
+    return start([*command, "--output", str(folder), "--save-every", "2", "--quiet", *options])
 
 
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
@@ -61,3 +74,24 @@ def test_sigterm_to_one_of_two_stops_both_after_the_same_step(tmp_path: Path) ->
     weights = [out.splitlines()[-1] for out, _ in ends]
     assert weights[0] == weights[1]
     assert "stopped by SIGTERM after step" in ends[0][1]
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_fine_tune_the_real_model_as_one_does(tmp_path: Path) -> None:
+    group = ("--coordinator", free_address(), "--processes", "2")
+    alone = [train(tmp_path / "one")]
+    both = [train(tmp_path / "two", *group, "--process-id", str(i)) for i in range(2)]
+    for process in alone + both:
+        _, errors = process.communicate(timeout=400)
+        assert process.returncode == 0, errors
+    ours, theirs = lines(tmp_path / "two"), lines(tmp_path / "one")
+    assert [row.keys() for row in ours] == [row.keys() for row in theirs]
+    for row, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(list(row.values()), list(other.values()), rtol=1e-5)
+    trained, expected = (
+        load_file(tmp_path / name / "forward_lora.safetensors") for name in ("two", "one")
+    )
+    assert trained.keys() == expected.keys()
+    for name, array in expected.items():
+        error = np.linalg.norm(trained[name] - array) / np.linalg.norm(array)
+        assert error < 1e-4, name
