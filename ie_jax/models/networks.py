@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -51,15 +50,6 @@ class Networks:
     low-rank path, which holds no second copy of the weights but computes more."""
 
 
-@partial(jax.jit, static_argnums=0)
-def apply_unet(
-    unet: UNet, variables: Any, z: Latents, t: Array, w: Array, context: Context
-) -> tuple[Latents, Out]:
-    """A call of the UNet. Jitted, so that a program with many calls traces one of each shape."""
-    result: tuple[Latents, Out] = unet.apply(variables, z, t, w, context)  # type: ignore[assignment]
-    return result
-
-
 def denoiser(
     networks: Networks, base: Any, lora: Any = None, collect: tuple[Collect, ...] = ()
 ) -> Network:
@@ -73,7 +63,8 @@ def denoiser(
         variables = {"params": base, "lora": lora}
 
     def call(z: Latents, t: Array, w: Array, context: Context) -> tuple[Latents, Out]:
-        return apply_unet(unet, variables, z, t, w, context)
+        result: tuple[Latents, Out] = unet.apply(variables, z, t, w, context)  # type: ignore[assignment]
+        return result
 
     return jax.checkpoint(call) if networks.execution.remat_call else call
 
