@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -50,6 +51,15 @@ class Networks:
     low-rank path, which holds no second copy of the weights but computes more."""
 
 
+@partial(jax.jit, static_argnums=0)
+def apply_unet(
+    unet: UNet, variables: Any, z: Latents, t: Array, w: Array, context: Context
+) -> tuple[Latents, Out]:
+    """A call of the UNet. Jitted, so that a program with many calls traces one of each shape."""
+    result: tuple[Latents, Out] = unet.apply(variables, z, t, w, context)  # type: ignore[assignment]
+    return result
+
+
 def denoiser(
     networks: Networks, base: Any, lora: Any = None, collect: tuple[Collect, ...] = ()
 ) -> Network:
@@ -63,8 +73,7 @@ def denoiser(
         variables = {"params": base, "lora": lora}
 
     def call(z: Latents, t: Array, w: Array, context: Context) -> tuple[Latents, Out]:
-        result: tuple[Latents, Out] = unet.apply(variables, z, t, w, context)  # type: ignore[assignment]
-        return result
+        return apply_unet(unet, variables, z, t, w, context)
 
     return jax.checkpoint(call) if networks.execution.remat_call else call
 
