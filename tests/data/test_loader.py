@@ -305,15 +305,16 @@ def test_a_slow_consumer_never_waits() -> None:
 
 
 def test_closing_ends_the_threads() -> None:
-    before = threading.active_count()
+    before = {*threading.enumerate()}
     data = loader(100, 4)
     next(data)
-    assert threading.active_count() > before
+    started = {*threading.enumerate()} - before
+    assert started
     data.close()
     deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
+    while any(thread.is_alive() for thread in started) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() <= before
+    assert not any(thread.is_alive() for thread in started)
 
 
 def test_a_program_may_end_with_an_open_loader() -> None:

@@ -88,8 +88,9 @@ def test_cached_latents_without_pixels_serve_training_alone(tmp_path: Path) -> N
         tiny(tmp_path / "run", *source)
     with pytest.raises(UserError, match=r"target image: .* no pixels: cache them too"):
         tiny(tmp_path / "run", *source, "--overwrite", "--cycle.target", "image")
-    with pytest.raises(UserError, match="stage consistency needs images"):
-        tiny(tmp_path / "run", *source, "--overwrite", "--stage", "consistency")
+    with pytest.raises(UserError, match="stage autoencoder needs images"):
+        stage = ("--stage", "autoencoder", "--model", "configs/world/blueprint")
+        tiny(tmp_path / "run", *source, "--overwrite", *stage, "--data.size", "16")
 
 
 def test_the_lora_has_changed_and_the_editor_can_use_it(whole: Path) -> None:

@@ -76,6 +76,7 @@ def test_sigterm_to_one_of_two_stops_both_after_the_same_step(tmp_path: Path) ->
     assert "stopped by SIGTERM after step" in ends[0][1]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_processes_fine_tune_the_real_model_as_one_does(tmp_path: Path) -> None:
     group = ("--coordinator", free_address(), "--processes", "2")
