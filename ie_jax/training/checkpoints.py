@@ -37,6 +37,16 @@ def no_word_of_the_unfinished() -> Iterator[None]:
         sys.unraisablehook = usual
 
 
+usual_hook = sys.unraisablehook
+
+
+def no_word_of_the_late(unraisable: Any) -> None:
+    """A hook for `sys.unraisablehook`. Tensors are written at once: when one fails, others that
+    fail later find nobody waiting, of which Python would print a traceback."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        usual_hook(unraisable)
+
+
 class Checkpoints:
     """The checkpoints of a run: the last few, and the best by validation.
 
@@ -63,6 +73,7 @@ class Checkpoints:
         )
         # Its errors are raised, too, and told in a line.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        sys.unraisablehook = no_word_of_the_late
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(keep), best]),
             cleanup_tmp_directories=True,

@@ -1,5 +1,6 @@
 """Checkpoints: across device counts, damaged, half written, on a full disk."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -7,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+import tensorstore as ts
 
 from ie_jax.errors import UserError
 from ie_jax.training.checkpoints import Checkpoints
@@ -199,3 +202,29 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     if log_every == 100:
         assert line.endswith("the last good one is of step 4: see to the disk and use --resume")
     assert program(tmp_path, 12) == program(tmp_path / "whole", 12)
+
+
+def test_tensors_that_fail_late_are_not_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ie_jax.training.checkpoints.usual_hook", sys.__unraisablehook__)
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+
+    def fail_late() -> str:
+        promise: Any
+        promise, future = ts.Promise.new()
+
+        async def wait() -> None:
+            await future
+
+        loop = asyncio.new_event_loop()
+        waiting = loop.create_task(wait())
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        promise.set_exception(ValueError("disk full"))
+        assert not waiting.done()
+        return capfd.readouterr().err
+
+    assert "Event loop is closed" in fail_late()
+    opened(tmp_path)
+    assert "Event loop is closed" not in fail_late()
