@@ -141,22 +141,32 @@ def collective_bytes(text: str) -> dict[str, int]:
         else:
             lines.append(line)
 
-    def of(name: str) -> dict[str, int]:
-        total: dict[str, int] = dict.fromkeys(COLLECTIVES, 0)
-        for line in computations.get(name, []):
-            if found := re.search(rf"= (.+?) ({KINDS})(-start)?\(", line):
-                yields = array_bytes(found[1])
+    def of(name: str) -> dict[str, tuple[str, int]]:
+        found: dict[str, tuple[str, int]] = {}
+        for number, line in enumerate(computations.get(name, [])):
+            if match := re.search(rf"= (.+?) ({KINDS})(-start)?\(", line):
+                yields = array_bytes(match[1])
                 # An asynchronous start yields its operand beside its result.
-                total[found[2]] += yields // 2 if found[3] and found[1][0] == "(" else yields
+                size = yields // 2 if match[3] and match[1][0] == "(" else yields
+                # TPUs spread one over several fusions, all of which name its channel.
+                channel = re.search(r"channel_id=(\d+)", line)
+                found[channel[1] if channel else f"{name}:{number}"] = match[2], size
             runs = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', line)
             for called in re.findall(
                 r"(?:body|to_apply|calls|branch_computations)=\{?%?([\w.\-]+)", line
             ):
-                for kind, size in of(called).items():
-                    total[kind] += size * (int(runs[1]) if runs and " while(" in line else 1)
-        return total
+                if " while(" in line:
+                    times = int(runs[1]) if runs else 1
+                    inner = of(called).items()
+                    found |= {f"{name}:{number}:{c}": (k, size * times) for c, (k, size) in inner}
+                else:
+                    found |= of(called)
+        return found
 
-    return {kind: size for kind, size in of(entry).items() if size}
+    total: dict[str, int] = dict.fromkeys(COLLECTIVES, 0)
+    for kind, size in of(entry).values():
+        total[kind] += size
+    return {kind: size for kind, size in total.items() if size}
 
 
 def report(name: str, options: argparse.Namespace) -> list[Any]:
