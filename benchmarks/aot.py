@@ -141,7 +141,7 @@ def collective_bytes(text: str) -> dict[str, int]:
         else:
             lines.append(line)
 
-    def of(name: str) -> dict[str, tuple[str, int]]:
+    def of(name: str, fused: bool = False) -> dict[str, tuple[str, int]]:
         found: dict[str, tuple[str, int]] = {}
         for number, line in enumerate(computations.get(name, [])):
             if match := re.search(rf"= (.+?) ({KINDS})(-start)?\(", line):
@@ -149,8 +149,8 @@ def collective_bytes(text: str) -> dict[str, int]:
                 # An asynchronous start yields its operand beside its result.
                 size = yields // 2 if match[3] and match[1][0] == "(" else yields
                 # TPUs spread one over several fusions, all of which name its channel.
-                channel = re.search(r"channel_id=(\d+)", line)
-                found[channel[1] if channel else f"{name}:{number}"] = match[2], size
+                channel = re.search(r"channel_id=\d+", line) if fused else None
+                found[channel[0] if channel else f"{name}:{number}"] = match[2], size
             runs = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', line)
             for called in re.findall(
                 r"(?:body|to_apply|calls|branch_computations)=\{?%?([\w.\-]+)", line
@@ -160,7 +160,7 @@ def collective_bytes(text: str) -> dict[str, int]:
                     inner = of(called).items()
                     found |= {f"{name}:{number}:{c}": (k, size * times) for c, (k, size) in inner}
                 else:
-                    found |= of(called)
+                    found |= of(called, " fusion(" in line)
         return found
 
     total: dict[str, int] = dict.fromkeys(COLLECTIVES, 0)

@@ -26,6 +26,8 @@ ENTRY %main (a: f32[10]) -> f32[10] {
   %start = bf16[8,4] fusion(%a), kind=kCustom, calls=%piece.1
   %done = bf16[8,4] fusion(%start), kind=kCustom, calls=%piece.2
   %loop = (s32[], f32[10]) while(%t), body=%body, backend_config={"known_trip_count":{"n":"4"}}
+  %again = f32[10]{0} all-reduce(%c), channel_id=3, to_apply=%add
+  %once.more = f32[10]{0} all-reduce(%again), channel_id=3, to_apply=%add
   %early = (f32[6]{0}, f32[6]{0}) all-reduce-start(%b), channel_id=8, to_apply=%add
   ROOT %late = f32[6]{0} all-reduce-done(%early)
 }
@@ -35,6 +37,6 @@ ENTRY %main (a: f32[10]) -> f32[10] {
 def test_collectives_are_counted_as_often_as_they_run() -> None:
     assert collective_bytes(MODULE) == {
         "all-gather": 8 * 4 * 2,  # once, though two fusions carry it
-        "all-reduce": 4 * 10 * 4 + 6 * 4,
+        "all-reduce": (4 + 2) * 10 * 4 + 6 * 4,
         "collective-permute": 4 * 2 * 5 * 4,
     }
