@@ -152,15 +152,13 @@ def collective_bytes(text: str) -> dict[str, int]:
                 channel = re.search(r"channel_id=\d+", line) if fused else None
                 found[channel[0] if channel else f"{name}:{number}"] = match[2], size
             runs = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', line)
+            looped = " while(" in line
+            times = int(runs[1]) if runs and looped else 1
             for called in re.findall(
                 r"(?:body|to_apply|calls|branch_computations)=\{?%?([\w.\-]+)", line
             ):
-                if " while(" in line:
-                    times = int(runs[1]) if runs else 1
-                    inner = of(called).items()
-                    found |= {f"{name}:{number}:{c}": (k, size * times) for c, (k, size) in inner}
-                else:
-                    found |= of(called, " fusion(" in line)
+                for key, (kind, size) in of(called, " fusion(" in line).items():
+                    found[f"{name}:{number}:{key}" if looped else key] = kind, size * times
         return found
 
     total: dict[str, int] = dict.fromkeys(COLLECTIVES, 0)
@@ -212,7 +210,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--distance", choices=("lpips", "huber", "l2"), default="lpips")
     parser.add_argument("--lora", choices=("low_rank", "merge"), default="low_rank")
     parser.add_argument("--remat", choices=("none", "block", "call", "both"), default="both")
-    parser.add_argument("--only", nargs="+", choices=DEPARTURES, default=list(DEPARTURES))
+    parser.add_argument(
+        "--only", nargs="+", choices=DEPARTURES, default=list(DEPARTURES), help="some updates"
+    )
     return parser.parse_args(argv)
 
 

@@ -16,7 +16,7 @@ from benchmarks.memory import row
 from ie_jax.cli import run
 from ie_jax.errors import UserError
 
-MODULE = "*.jit_step.*after_optimizations"
+REPORT = "-memory-usage-report.txt"
 
 
 def dumped(folder: Path) -> tuple[int, dict[str, int]]:
@@ -24,17 +24,22 @@ def dumped(folder: Path) -> tuple[int, dict[str, int]]:
     yields.
 
     Raises:
-        UserError: the compiler has not come as far.
+        UserError: the compiler has not come as far, or has written of several steps.
     """
-    reports = list(folder.glob(f"{MODULE}-memory-usage-report.txt"))
-    modules = list(folder.glob(f"{MODULE}.txt"))
-    total = re.search(r"color=0\)\nTotal bytes: (\d+)", reports[0].read_text()) if reports else None
-    if not total or not modules:
+    reports = list(folder.glob(f"*.jit_step.*after_optimizations{REPORT}"))
+    if len(reports) > 1:
         raise UserError(
-            f"{folder} has no report of the step's memory: compile with "
+            f"{folder} has reports of {len(reports)} steps: dump each in its own folder"
+        )
+    total = re.search(r"color=0\)\nTotal bytes: (\d+)", reports[0].read_text()) if reports else None
+    module = Path(str(reports[0]).replace(REPORT, ".txt")) if reports else folder
+    text = module.read_text() if module.is_file() else ""
+    if not total or not text.rstrip().endswith("}"):  # the module is written after the report
+        raise UserError(
+            f"{folder} has no whole report of the step's memory: compile with "
             'XLA_FLAGS="--xla_dump_to=DIR --xla_dump_hlo_as_text", and wait for the buffers'
         )
-    return int(total[1]), collective_bytes(modules[0].read_text())
+    return int(total[1]), collective_bytes(text)
 
 
 def main(argv: Sequence[str]) -> None:

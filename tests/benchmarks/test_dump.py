@@ -40,3 +40,16 @@ def test_reads_memory_and_collectives(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="wait for the buffers"):
         dumped(tmp_path)
+    compile_and_dump(tmp_path)
+    (module,) = tmp_path.glob("*.jit_step.*after_optimizations.txt")
+    module.write_text(module.read_text()[:-100])
+    with pytest.raises(UserError, match="wait for the buffers"):
+        dumped(tmp_path)
+
+
+def test_refuses_to_guess_between_steps(tmp_path: Path) -> None:
+    compile_and_dump(tmp_path)
+    (report,) = tmp_path.glob("*.jit_step.*memory-usage-report.txt")
+    (tmp_path / f"again.{report.name}").write_text(report.read_text())
+    with pytest.raises(UserError, match="reports of 2 steps"):
+        dumped(tmp_path)
