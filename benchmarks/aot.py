@@ -32,7 +32,7 @@ from ie_jax.errors import UserError
 from ie_jax.models.execution import Execution, Precision
 from ie_jax.models.lpips import lpips_shapes
 from ie_jax.models.networks import Networks
-from ie_jax.training.cycle import DEPARTURES, CycleConfig, Frozen, cycle_schedule, cycle_stage
+from ie_jax.training.cycle import AIMS, CycleConfig, Frozen, cycle_schedule, cycle_stage
 from ie_jax.training.sharding import batch_sharding, make_mesh, replicated, shardings_of_frozen
 from ie_jax.training.stage import Stage, initial_state
 from ie_jax.training.step import make_step
@@ -75,15 +75,13 @@ def stage_of(options: argparse.Namespace, backend: str) -> tuple[Stage, Networks
         attention="explicit" if backend == "gpu" else "auto",  # cuDNN needs a GPU to compile
         remat_block=options.remat in ("block", "both"),
         remat_call=options.remat in ("call", "both"),
-    ).resolve(precision, backend, differentiated=True)
+    ).resolve(precision, backend)
     arch = architecture_of(options.model)
     networks = Networks(arch, precision, precision, execution, options.lora)
     config = CycleConfig(
         order=options.order, distance=options.distance, perceptual_compute=options.dtype
     )
-    left_out: dict[str, Any] = {
-        f"{name}_weight": 0.0 for name in DEPARTURES if name not in options.only
-    }
+    left_out: dict[str, Any] = {f"{name}_weight": 0.0 for name in AIMS if name not in options.only}
     config = replace(config, **left_out)
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(8e-6, weight_decay=0.0))
     return cycle_stage(config, networks, optimiser), networks
@@ -210,9 +208,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--distance", choices=("lpips", "huber", "l2"), default="lpips")
     parser.add_argument("--lora", choices=("low_rank", "merge"), default="low_rank")
     parser.add_argument("--remat", choices=("none", "block", "call", "both"), default="both")
-    parser.add_argument(
-        "--only", nargs="+", choices=DEPARTURES, default=list(DEPARTURES), help="some updates"
-    )
+    parser.add_argument("--only", nargs="+", choices=AIMS, default=list(AIMS), help="some updates")
     return parser.parse_args(argv)
 
 

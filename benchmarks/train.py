@@ -137,7 +137,7 @@ def batch_of(task: Task, arch: Architecture) -> dict[str, np.ndarray]:
 
 def networks_of(config: TrainConfig, arch: Architecture) -> Networks:
     """As the training command makes them."""
-    execution = config.execution.resolve(config.precision, differentiated=True)
+    execution = config.execution.resolve(config.precision)
     return Networks(arch, config.precision, config.vae_precision, execution, config.lora)
 
 

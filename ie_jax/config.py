@@ -150,8 +150,8 @@ class EditConfig:
             raise UserError("cfg_schedule and g_scale must be finite numbers")
         if self.size is not None and self.size < 1:
             raise UserError(f"size {self.size} must be positive")
-        if self.execution.query_chunk < 0 or self.execution.unrolled < 0:
-            raise UserError("execution: query_chunk and unroll must not be negative")
+        if self.execution.query_chunk < 0 or self.execution.unroll < 1:
+            raise UserError("execution: query_chunk must not be negative, unroll 1 or more")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed {self.seed} must be from 0 to 4294967295")
 

@@ -224,7 +224,7 @@ def run_inversion(
     """The clean latent, and the steps of inversion with their eps."""
     z = program.encode_image(models, weights, pixels)
     eps = with_text(denoiser(models, weights.unet, weights.forward), context)
-    return z, invert(eps, z, noise, schedule, models.execution.unrolled)
+    return z, invert(eps, z, noise, schedule, models.execution.unroll)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -233,7 +233,7 @@ def run_generation(
 ) -> Trajectory:
     """The steps of generation without guiders."""
     eps = with_text(denoiser(models, weights.unet, weights.backward), context)
-    return generate(eps, start, schedule, models.execution.unrolled)
+    return generate(eps, start, schedule, models.execution.unroll)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,19 +1,53 @@
 """What all tests share. Settings travel through the environment, so that nothing heavy is imported
 here and programs that a test starts have them too."""
 
+import hashlib
 import os
+import platform
+from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+LONG = 20
+"""Seconds. A test that takes longer says why: `@pytest.mark.long("why")`."""
+
+
+def compiled() -> Path:
+    """The folder of compiled programs, which survive from one run of the tests to the next.
+
+    JAX tells the programs of one folder apart, but not the processors that they were compiled for.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    processor = Path("/proc/cpuinfo")
+    lines = processor.read_text().splitlines() if processor.exists() else [platform.machine()]
+    flags = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+    facts = [version("jax"), version("jaxlib"), *(flags or [platform.machine()])]
+    return cache / "ie_jax-tests" / hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
-# Compiled programs survive from one run of the tests to the next.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
+# Compiling is most of the work of the tests, and optimising half of that. See `optimised`.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled()))
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 << 30))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+@pytest.fixture(scope="module")
+def optimised() -> Iterator[None]:
+    """Programs are compiled as users have them, where numbers are compared with other code's."""
+    import jax
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+        jax.config.update("jax_disable_most_optimizations", False)
+        yield
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,3 +72,28 @@ def goldens() -> Path:
 def checkpoints(goldens: Path) -> Path:
     """A small model in the published files' names and formats."""
     return goldens / "checkpoints"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests go first, so that no worker is left alone with one at the end."""
+    first = {item.path for item in items if item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in first)
+    for item in items:
+        if marker := item.get_closest_marker("long"):
+            item.user_properties.append(("long", marker.args[0]))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the long tests, and why they are."""
+    seconds: Counter[str] = Counter()
+    reasons: dict[str, str] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.nodeid] += report.duration
+                reasons |= {report.nodeid: str(dict(report.user_properties).get("long", ""))}
+    long = [(name, taken) for name, taken in seconds.most_common() if taken > LONG]
+    if long:
+        terminalreporter.section(f"tests over {LONG} s, and why")
+    for name, taken in long:
+        terminalreporter.line(f"{taken:.0f} s {name}: {reasons[name] or 'gives no reason'}")

@@ -16,14 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ie_jax.diffusion.consistency import consistency_step
-from ie_jax.diffusion.trajectory import generate, invert, with_text
+from ie_jax.diffusion.trajectory import walk_all
 from ie_jax.models.lpips import lpips, lpips_shapes, per_layer
 from ie_jax.models.networks import Networks, encode_text, vae
 from ie_jax.models.pixels import from_uint8
 from ie_jax.training import cycle
 from ie_jax.training.cycle import LATENT, CycleConfig, Example, Frozen, models_of, updates
-from ie_jax.training.losses import forward_grid, pseudo_huber, squared, teacher_step
+from ie_jax.training.losses import pseudo_huber, squared
 from ie_jax.weights.convert import convert, find, flatten
 from ie_jax.weights.names import LORA, LPIPS
 from ie_jax.weights.pipeline import Weights
@@ -77,30 +76,27 @@ def value_and_gradient(
 def intermediates(networks: Networks, lora: Any, frozen: Frozen, example: Example) -> Ours:
     """What the losses compute on the way."""
     config, schedule = CycleConfig(), frozen.schedule
-    abar = schedule.abar
-    models = models_of(networks, lora, frozen, example.context)
-    forward = with_text(models.forward, example.context)
-    t, next_t, _ = forward_grid(
-        example.index, config.grid_start, config.grid_steps, schedule.forward_s, len(abar)
-    )
-    at = cycle.distillation(config, models, example, schedule)
-    eps, w = forward(at.z, at.t, jnp.zeros(at.t.shape)), jnp.zeros(at.t.shape)
-    there = invert(forward, example.latents, example.noise, schedule)
-    back = generate(models.backward, there.latents[-1], schedule)
-    kept = cycle.preservation(config, models, example, schedule)
-    arrived = consistency_step(abar, kept.z, forward(kept.z, kept.t, w), kept.t, kept.s)
+    eps = models_of(networks, lora, frozen, example.context)
+    leads = {name: make(config, example, schedule) for name, make in cycle.LEADS.items()}
+    led = walk_all(eps, schedule.abar, leads)
+    aims = cycle.aims_of(config, networks, eps, example, schedule, cycle.AIMS)
+    walked = walk_all(eps, schedule.abar, {name: aim.chain for name, aim in aims.items()})
+    at, kept = leads["distillation"], aims["preservation"]
+    t, w = at.t[0], jnp.zeros(at.t[0].shape)
     return {
         "fwd.start_timesteps": t,
-        "fwd.next_timesteps": next_t,
-        "fwd.boundary_timesteps": at.s,
-        "fwd.noisy": at.z,
-        "fwd.student_eps": eps,
-        "fwd.student_pred": consistency_step(abar, at.z, eps, at.t, at.s),
-        "fwd.teacher_eps": models.teacher(at.z, at.t, w),
-        "fwd.x_next": teacher_step(models.teacher, abar, at.z, at.t, next_t, w),
-        "fwd.target": at.target,
-        "align.trajectory": jnp.concatenate([there.latents, back.latents]),
-        "preserve": {kind: d(arrived, kept.target) for kind, d in LATENT.items()},
+        "fwd.next_timesteps": at.s[0],
+        "fwd.boundary_timesteps": at.s[1],
+        "fwd.noisy": at.start,
+        "fwd.student_eps": eps(jnp.int32(cycle.FORWARD), at.start, t, w),
+        "fwd.student_pred": walked["distillation"][-1],
+        "fwd.teacher_eps": eps(jnp.int32(cycle.TEACHER), at.start, t, w),
+        "fwd.x_next": led["distillation"][0],
+        "fwd.target": aims["distillation"].target,
+        "align.trajectory": walked["cycle"],
+        "preserve": {
+            kind: d(walked["preservation"][-1], kept.target) for kind, d in LATENT.items()
+        },
     }
 
 

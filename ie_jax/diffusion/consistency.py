@@ -1,7 +1,7 @@
 """The consistency step: from z_t to the boundary s of its segment (method 2)."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ie_jax.models.networks import Latents
 
@@ -33,14 +33,18 @@ def consistency_step(
     eps: Latents,
     t: Int[Array, " b"],
     s: Int[Array, " b"],
+    hard: bool | Bool[Array, ""] = True,
 ) -> Latents:
     """z_s = alpha_s x0 + sigma_s eps, with the hard boundary alpha_0 = 1, sigma_0 = 0.
 
     float32 throughout, whatever the dtype of eps.
+
+    Args:
+        hard: False for a DDIM step, whose end keeps its noise level at timestep 0 too.
     """
     z, eps = z.astype(jnp.float32), eps.astype(jnp.float32)
     alpha, sigma = alpha_sigma(abar, s)
-    end = per_image(s == 0)
+    end = per_image((s == 0) & hard)
     alpha, sigma = jnp.where(end, 1.0, alpha), jnp.where(end, 0.0, sigma)
     return alpha * predict_clean(abar, z, eps, t) + sigma * eps
 

@@ -1,11 +1,13 @@
 """Inversion and generation: the consistency steps of either direction in one scan."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ie_jax.diffusion.consistency import Latents, add_noise, consistency_step
 from ie_jax.diffusion.schedule import Schedule
@@ -13,6 +15,10 @@ from ie_jax.models.networks import Context, Network
 
 Denoiser = Callable[[Latents, Int[Array, " b"], Float[Array, " b"]], Latents]
 """(z_t, t, w) -> eps, with weights and text already given."""
+
+
+AnyDenoiser = Callable[[Int[Array, ""], Latents, Int[Array, " b"], Float[Array, " b"]], Latents]
+"""(model, z_t, t, w) -> eps of one of several models, by its number."""
 
 
 def with_text(network: Network, context: Context) -> Denoiser:
@@ -80,3 +86,80 @@ def generate(eps: Denoiser, z: Latents, schedule: Schedule, unroll: int = 1) -> 
         per_step(x, batch) for x in (schedule.backward_t, schedule.backward_s, schedule.guidance)
     )
     return walk(eps, z, schedule.abar, t, s, w, unroll)
+
+
+class Chain(NamedTuple):
+    """Consistency steps one after the other, each by a model of its own."""
+
+    start: Latents
+    model: Int[Array, " n"]
+    t: Int[Array, "n b"]
+    s: Int[Array, "n b"]
+    w: Float[Array, "n b"]
+    hard: Bool[Array, " n"]
+    """See `consistency_step`."""
+
+
+def chain(
+    start: Latents,
+    models: Sequence[int],
+    t: Int[Array, "n b"],
+    s: Int[Array, "n b"],
+    w: Float[Array, "n b"] | None = None,
+    hard: Sequence[bool] | None = None,
+) -> Chain:
+    """A chain; w is 0 unless given, and all steps are hard."""
+    w = jnp.zeros(t.shape) if w is None else w
+    hard = (True,) * len(models) if hard is None else hard
+    return Chain(start.astype(jnp.float32), jnp.array(models), t, s, w, jnp.array(hard))
+
+
+def walk_all(
+    eps: AnyDenoiser, abar: Float[Array, " T"], chains: Mapping[str, Chain], unroll: int = 1
+) -> dict[str, Float[Array, "n b h w c"]]:
+    """The latents after each step of every chain.
+
+    All steps of all chains are one scan, so that a program holds one copy of the network for all of
+    them, and one more for their gradient: compiling the copies is what takes its time.
+    """
+    if not chains:
+        return {}
+
+    def starts(x: Chain) -> Array:
+        rest = jnp.zeros((len(x.model) - 1, *x.start.shape), jnp.float32)
+        return jnp.concatenate([x.start[None], rest])
+
+    steps = jax.tree.map(
+        lambda *x: jnp.concatenate(x),
+        *((jnp.arange(len(x.model)) == 0, starts(x), *x[1:]) for x in chains.values()),
+    )
+
+    def step(z: Latents, at: tuple[Array, ...]) -> tuple[Latents, Latents]:
+        first, start, model, t, s, w, hard = at
+        z = jnp.where(first, start, z)
+        z = consistency_step(abar, z, eps(model, z, t, w), t, s, hard)
+        return z, z
+
+    _, latents = lax.scan(step, jnp.zeros_like(steps[1][0]), steps, unroll=unroll)
+    ends = np.cumsum([len(x.model) for x in chains.values()])[:-1]
+    return dict(zip(chains, jnp.split(latents, ends), strict=True))
+
+
+def there_and_back(
+    z: Latents, schedule: Schedule, forward: int, backward: int, guidance: Float[Array, "b n"]
+) -> Chain:
+    """Inversion from z, w = 0, and generation with `guidance`, by the models of these numbers."""
+    (there_t, there_s, back_t, back_s, w) = (
+        per_step(x, len(z))
+        for x in (
+            *(schedule.forward_t, schedule.forward_s),
+            *(schedule.backward_t, schedule.backward_s, guidance),
+        )
+    )
+    return chain(
+        z,
+        [forward] * schedule.steps + [backward] * schedule.steps,
+        jnp.concatenate([there_t, back_t]),
+        jnp.concatenate([there_s, back_s]),
+        jnp.concatenate([0 * w, w]),
+    )

@@ -88,7 +88,7 @@ def invert_images(
     context = encode_text(models, weights.text_encoder, source_ids)
     z = encode_image(models, weights, pixels)
     eps = with_text(denoiser(models, weights.unet, weights.forward), context)
-    trajectory = invert(eps, z, noise, schedule, models.execution.unrolled)
+    trajectory = invert(eps, z, noise, schedule, models.execution.unroll)
     latents = jnp.concatenate([z[None].astype(jnp.float32), trajectory.latents])
     return Inversion(latents, context, *mean_std(pixels))
 
@@ -104,7 +104,7 @@ def reconstruct(
     finite."""
     eps = with_text(denoiser(models, weights.unet, weights.backward), inversion.context)
     plain = replace(schedule, guidance=jnp.zeros(schedule.steps))
-    z = generate(eps, inversion.latents[-1], plain, models.execution.unrolled).latents[-1]
+    z = generate(eps, inversion.latents[-1], plain, models.execution.unroll).latents[-1]
     return finish(models, weights, z, inversion, match)
 
 
@@ -188,7 +188,7 @@ def guided_generation(
 
     at = (t, s, schedule.guidance.T, jnp.transpose(strength.scales, (2, 1, 0)), reference)
     start = repeat(inversion.latents[-1])
-    _, (latents, record) = lax.scan(step, start, at, unroll=models.execution.unrolled)
+    _, (latents, record) = lax.scan(step, start, at, unroll=models.execution.unroll)
     return latents, record
 
 
@@ -230,7 +230,7 @@ def edit_inversion(
             backward_s=jnp.repeat(jnp.broadcast_to(schedule.backward_s, (b, n)), e, axis=0),
         )
         start = jnp.repeat(inversion.latents[-1], e, axis=0)
-        latents = generate(eps, start, per_edit, models.execution.unrolled).latents
+        latents = generate(eps, start, per_edit, models.execution.unroll).latents
     pixels, finite = finish(models, weights, latents[-1], inversion, match)
     return Edit(
         pixels.reshape(b, e, *pixels.shape[1:]),

@@ -47,36 +47,20 @@ class Execution:
     autoencoder."""
     remat_call: bool = False
     """Backward passes recompute each network call from its inputs."""
-    unroll: Literal["auto"] | int = "auto"
-    """Steps of the scan unrolled into one. auto: all where a backward pass goes through the scan
-    on CPU, where XLA runs that several times slower when it is rolled; else 1, which compiles
-    faster."""
+    unroll: int = 1
+    """Steps of a scan written out as one: more make a program longer to compile."""
 
-    @property
-    def unrolled(self) -> int:
-        """`lax.scan`'s unroll; auto, unresolved, is 1."""
-        return 1 if self.unroll == "auto" else self.unroll
-
-    def resolve(
-        self, precision: Precision, backend: str | None = None, differentiated: bool = False
-    ) -> "Execution":
-        """Replace every auto by the choice for `backend` (default: the one JAX runs on).
-
-        Args:
-            differentiated: whether gradients will be taken through the scan of the steps.
-        """
+    def resolve(self, precision: Precision, backend: str | None = None) -> "Execution":
+        """Replace auto by the choice for `backend` (default: the one JAX runs on)."""
         backend = backend or jax.default_backend()
-        attention, unroll = self.attention, self.unroll
+        attention = self.attention
         if attention == "auto":
             fused = precision.compute != "float32" and backend in FUSED
             attention = FUSED[backend] if fused else "explicit"
-        if unroll == "auto":
-            unroll = UNROLL_ALL if backend == "cpu" and differentiated else 1
-        return replace(self, attention=attention, unroll=unroll)
+        return replace(self, attention=attention)
 
 
 FUSED: dict[str, Literal["cudnn", "xla"]] = {"gpu": "cudnn", "tpu": "xla"}
-UNROLL_ALL = 1_000_000  # lax.scan caps it at the number of steps
 
 
 def dtype(name: DType) -> jnp.dtype:

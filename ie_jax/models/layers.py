@@ -1,18 +1,17 @@
 """Layers that the networks share: dense and convolution with a low-rank path, norms."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 from jaxtyping import Array, Float
 
+from ie_jax.models.convolution import Padding, convolution
 from ie_jax.models.execution import Precision, dtype, exact
 from ie_jax.models.lora import lora_scale
 
-Padding = Sequence[tuple[int, int]]
-DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+UNSET = nn.initializers.zeros
+"""Weights are loaded or drawn (`ie_jax.models.shapes.draw`), never initialised by a module. Flax
+still traces the initialiser of each weight in each call, to compare shapes: a random one takes
+longer than the layer."""
 
 
 class LowRank(nn.Module):
@@ -26,7 +25,7 @@ class LowRank(nn.Module):
     use_bias: bool = True
     precision: Precision = Precision()
 
-    def linear(self, x: Array, kernel: Array, **options: Any) -> Array:
+    def linear(self, x: Array, kernel: Array) -> Array:
         """The layer's own product with `kernel`."""
         raise NotImplementedError
 
@@ -38,7 +37,7 @@ class LowRank(nn.Module):
         """W x + b, and the low-rank path."""
         policy = self.precision
         param, compute = dtype(policy.param), dtype(policy.compute)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), kernel_shape, param)
+        kernel = self.param("kernel", UNSET, kernel_shape, param)
         x = x.astype(compute)
         y = self.linear(x, kernel.astype(compute))
         if self.has_variable("lora", "down"):
@@ -47,7 +46,7 @@ class LowRank(nn.Module):
             low = self.linear(x, down.astype(compute))
             y += lora_scale(down.shape[-1]) * self.pointwise(low, up.astype(compute))
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), param)
+            bias = self.param("bias", UNSET, (self.features,), param)
             y += jnp.broadcast_to(bias.astype(compute), y.shape)
         return y
 
@@ -55,7 +54,7 @@ class LowRank(nn.Module):
 class Dense(LowRank):
     """Dense layer on the last axis. kernel (in, out)."""
 
-    def linear(self, x: Array, kernel: Array, **options: Any) -> Array:
+    def linear(self, x: Array, kernel: Array) -> Array:
         return jnp.matmul(x, kernel, precision=exact(x.dtype))
 
     @nn.compact
@@ -70,17 +69,13 @@ class Conv(LowRank):
     stride: int = 1
     padding: int | Padding = 1
 
-    def linear(self, x: Array, kernel: Array, **options: Any) -> Array:
-        padding = self.padding
-        if isinstance(padding, int):
-            padding = ((padding, padding),) * 2
-        options = {"window_strides": (self.stride,) * 2, "padding": padding} | options
-        return lax.conv_general_dilated(
-            x, kernel, dimension_numbers=DIMENSIONS, precision=exact(x.dtype), **options
-        )
+    def linear(self, x: Array, kernel: Array) -> Array:
+        low = self.padding
+        padding = ((low, low), (low, low)) if isinstance(low, int) else low
+        return convolution(x, kernel, (self.stride,) * 2, padding)
 
     def pointwise(self, x: Array, kernel: Array) -> Array:
-        return self.linear(x, kernel, window_strides=(1, 1), padding="VALID")
+        return jnp.matmul(x, kernel[0, 0], precision=exact(x.dtype))
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ie_jax.models.execution import exact
-from ie_jax.models.layers import DIMENSIONS
+from ie_jax.models.convolution import convolution
 
 Params = Mapping[str, Any]
 Image = Float[Array, "b h w 3"]
@@ -62,14 +61,7 @@ def activations(
             x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
         for layer in layers:
             kernel, bias = params[layer]["kernel"], params[layer]["bias"].astype(compute)
-            x = lax.conv_general_dilated(
-                x,
-                kernel.astype(compute),
-                window_strides=(1, 1),
-                padding=((1, 1), (1, 1)),
-                dimension_numbers=DIMENSIONS,
-                precision=exact(x.dtype),
-            )
+            x = convolution(x, kernel.astype(compute), (1, 1), ((1, 1), (1, 1)))
             x = jax.nn.relu(x + jnp.broadcast_to(bias, x.shape))
         maps.append(x.astype(jnp.float32))
     return tuple(maps)

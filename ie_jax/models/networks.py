@@ -1,11 +1,14 @@
 """The networks together: what they are, how they are run, and each as a function of its weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from ie_jax.models.architecture import TextConfig, UNetConfig, VAEConfig
@@ -76,6 +79,30 @@ def denoiser(
         return apply_unet(unet, variables, z, t, w, context)
 
     return jax.checkpoint(call) if networks.execution.remat_call else call
+
+
+PICKED = "picked LoRA"
+
+
+def any_denoiser(
+    networks: Networks, base: Any, loras: Sequence[Any], context: Context
+) -> Callable[[Array, Latents, Array, Array], Latents]:
+    """(model, z, t, w) -> eps of the base with the LoRA of that number, None standing for none.
+
+    Programs that call several models in one scan hold one copy of the network for all of them.
+    """
+    like = next(lora for lora in loras if lora is not None)
+    none = jax.tree.map(jnp.zeros_like, like)
+    given = [none if lora is None else lora for lora in loras]
+
+    def call(model: Array, z: Latents, t: Array, w: Array) -> Latents:
+        picked = jax.tree.map(lambda *x: lax.select_n(model, *x), *given)
+        picked = checkpoint_name(picked, PICKED)
+        return denoiser(networks, base, picked)(z, t, w, context)[0]
+
+    # A backward pass picks again, or a scan would keep a LoRA for each of its steps.
+    policy = jax.checkpoint_policies.save_anything_except_these_names(PICKED)
+    return jax.checkpoint(call, policy=policy, prevent_cse=False)
 
 
 def encode_text(

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 from ie_jax.models.architecture import TextConfig
 from ie_jax.models.attention import attend, probabilities
 from ie_jax.models.execution import Precision, dtype
-from ie_jax.models.layers import Dense, layer_norm
+from ie_jax.models.layers import UNSET, Dense, layer_norm
 
 
 def quick_gelu(x: Array) -> Array:
@@ -76,8 +76,7 @@ class TextEncoder(nn.Module):
         param, compute = dtype(precision.param), dtype(precision.compute)
 
         def embedding(name: str, rows: int) -> Array:
-            init = nn.initializers.normal(0.02)
-            return self.param(name, init, (rows, config.hidden_size), param).astype(compute)
+            return self.param(name, UNSET, (rows, config.hidden_size), param).astype(compute)
 
         tokens = embedding("token_embedding", config.vocab_size)
         positions = embedding("position_embedding", config.max_position_embeddings)

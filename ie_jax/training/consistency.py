@@ -15,20 +15,13 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ie_jax.diffusion.consistency import consistency_step
 from ie_jax.diffusion.schedule import BOUNDARIES, Schedule
-from ie_jax.diffusion.trajectory import Denoiser, with_text
+from ie_jax.diffusion.trajectory import Chain, chain, walk_all
 from ie_jax.errors import UserError
-from ie_jax.models.networks import Context, Latents, Networks, denoiser, encode_text
-from ie_jax.training.cycle import reconstruction_metrics
+from ie_jax.models.networks import Context, Latents, Networks, any_denoiser, encode_text
+from ie_jax.training.cycle import BACKWARD, FORWARD, TEACHER, reconstruction_metrics
 from ie_jax.training.denoiser import latent_shape, latents_of
-from ie_jax.training.losses import (
-    distillation_target,
-    forward_grid,
-    noised,
-    preservation_start,
-    pseudo_huber,
-)
+from ie_jax.training.losses import arrival, forward_grid, noised, pseudo_huber
 from ie_jax.training.stage import Metrics, Stage, Tree
 
 
@@ -130,35 +123,47 @@ def losses(
     config: ConsistencyConfig, networks: Networks, params: Tree, frozen: Frozen, example: Example
 ) -> tuple[Float[Array, ""], Metrics]:
     """The weighted sum of the four losses, all pseudo-Huber."""
-    abar, context = frozen.schedule.abar, example.context
+    abar = frozen.schedule.abar
     boundaries = jnp.asarray(config.boundaries)
-    teacher, forward, backward = (
-        with_text(denoiser(networks, frozen.unet, lora), context)
-        for lora in (None, params["forward"], params["backward"])
-    )
-    zero = jnp.zeros(len(example.w))
+    ends = jnp.concatenate([jnp.array([config.grid_start]), boundaries[:-1]])
     grid = (config.grid_start, config.grid_steps, boundaries, len(abar))
+    up, down = example.segments[:, 0], example.segments[:, 1]
 
-    def distillation(student: Denoiser, at: tuple[Array, Array, Array], w: Array) -> Array:
+    def distillation(student: int, at: tuple[Array, Array, Array], w: Array) -> Chain:
         t, next_t, s = at
         z = noised(abar, example.latents, example.noise, t)
-        target = distillation_target(student, teacher, abar, z, t, next_t, s, w)
-        return pseudo_huber(consistency_step(abar, z, student(z, t, w), t, s), target).mean()
+        t, s, w = jnp.stack([t, next_t]), jnp.stack([next_t, s]), jnp.stack([w, w])
+        return chain(z, [TEACHER, student], t, s, w, [False, True])
 
-    ends = jnp.concatenate([jnp.array([config.grid_start]), boundaries[:-1]])
+    def preservation(other: int, t: Array, s: Array) -> Chain:
+        z = noised(abar, example.latents, example.noise, t)
+        return chain(z, [other], t[None], s[None])
 
-    def preservation(student: Denoiser, other: Denoiser, t: Array, s: Array) -> Array:
-        target = noised(abar, example.latents, example.noise, s)
-        start = preservation_start(other, abar, target, s, t)
-        reached = consistency_step(abar, start, student(start, t, zero), t, s)
-        return pseudo_huber(reached, target).mean()
+    def walk(params: Tree, chains: Mapping[str, Chain]) -> dict[str, Array]:
+        loras = (params["forward"], params["backward"], None)
+        eps = any_denoiser(networks, frozen.unet, loras, example.context)
+        return walk_all(eps, abar, chains, networks.execution.unroll)
 
-    up, down = example.segments[:, 0], example.segments[:, 1]
+    forward_up = forward_grid(example.up, *grid)
+    leads = {
+        "forward": distillation(FORWARD, forward_up, jnp.zeros(example.w.shape)),
+        "backward": distillation(BACKWARD, backward_grid(example.down, *grid), example.w),
+        "forward_preservation": preservation(BACKWARD, boundaries[up], ends[up]),
+        "backward_preservation": preservation(FORWARD, ends[down], boundaries[down]),
+    }
+    led = walk(lax.stop_gradient(params), leads)
+    students = {"forward": FORWARD, "backward": BACKWARD}
+    chains, targets = {}, {}
+    for name, student in students.items():
+        lead = leads[name]
+        chains[name] = chain(lead.start, [student], lead.t[:1], lead.s[1:], lead.w[:1])
+        targets[name] = arrival(lead, led[name])
+        name = f"{name}_preservation"
+        lead = leads[name]
+        chains[name] = chain(led[name][-1], [student], lead.s, lead.t)
+        targets[name] = lead.start
     values = {
-        "forward": distillation(forward, forward_grid(example.up, *grid), zero),
-        "backward": distillation(backward, backward_grid(example.down, *grid), example.w),
-        "forward_preservation": preservation(forward, backward, ends[up], boundaries[up]),
-        "backward_preservation": preservation(backward, forward, boundaries[down], ends[down]),
+        name: pseudo_huber(z[-1], targets[name]).mean() for name, z in walk(params, chains).items()
     }
     distilled = values["forward"] + values["backward"]
     preserved = values["forward_preservation"] + values["backward_preservation"]

@@ -4,10 +4,10 @@ Three losses: the cycle (an image inverted and generated again should be the ima
 and distillation (the forward model should remain what it was distilled to be).
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,29 +16,26 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ie_jax.diffusion.consistency import consistency_step
 from ie_jax.diffusion.schedule import BOUNDARIES, Schedule, make_schedule
 from ie_jax.diffusion.trajectory import (
-    Denoiser,
-    generate,
-    invert,
+    AnyDenoiser,
+    Chain,
+    chain,
     per_step,
-    walk,
-    with_text,
+    there_and_back,
+    walk_all,
 )
 from ie_jax.errors import UserError
 from ie_jax.models.execution import DType, dtype
 from ie_jax.models.lpips import lpips
-from ie_jax.models.networks import Context, Latents, Network, Networks, denoiser, encode_text, vae
+from ie_jax.models.networks import Context, Latents, Networks, any_denoiser, encode_text, vae
 from ie_jax.models.pixels import Image, from_uint8, to_uint8
 from ie_jax.training.losses import (
     Distance,
-    Timesteps,
-    distillation_target,
+    arrival,
     forward_grid,
     noised,
     patchwise,
-    preservation_start,
     pseudo_huber,
     psnr,
     squared,
@@ -135,22 +132,15 @@ class Example:
     """What LPIPS compares the reconstruction with, in [-1, 1], not clamped."""
 
 
-class Models(NamedTuple):
-    """The three denoisers of a batch."""
+class Aim(NamedTuple):
+    """A loss: where a chain of steps should end."""
 
-    forward: Network
-    backward: Denoiser
-    teacher: Denoiser
-
-
-class Departure(NamedTuple):
-    """Where a loss begins: a step of the forward model from z at t to s, which should reach
-    `target`."""
-
-    z: Latents
-    t: Timesteps
-    s: Timesteps
+    chain: Chain
     target: Latents
+
+
+FORWARD, BACKWARD, TEACHER = range(3)
+"""The models of a batch, by the numbers that chains name."""
 
 
 def cycle_schedule(config: CycleConfig, betas: tuple[float, float, int]) -> Schedule:
@@ -230,75 +220,76 @@ def prepare(
     return lax.stop_gradient(example)
 
 
-def models_of(networks: Networks, lora: Tree, frozen: Frozen, context: Context) -> Models:
-    """The denoisers; all but the forward model, which takes batches of several texts, for the
-    batch's own texts."""
-    forward, backward = (denoiser(networks, frozen.unet, x) for x in (lora, frozen.backward))
-    teacher = denoiser(networks, frozen.unet)
-    return Models(forward, with_text(backward, context), with_text(teacher, context))
+def models_of(networks: Networks, lora: Tree, frozen: Frozen, context: Context) -> AnyDenoiser:
+    """FORWARD, BACKWARD and TEACHER, for the batch's own texts."""
+    return any_denoiser(networks, frozen.unet, (lora, frozen.backward, None), context)
 
 
-def distillation(
-    config: CycleConfig, models: Models, example: Example, schedule: Schedule
-) -> Departure:
-    """Consistency distillation: from a point of the teacher's grid to the next boundary."""
-    abar, forward = schedule.abar, with_text(models.forward, example.context)
+def distillation_lead(config: CycleConfig, example: Example, schedule: Schedule) -> Chain:
+    """From a point of the teacher's grid: the teacher's step, then the forward model's own to the
+    next boundary."""
     t, next_t, s = forward_grid(
-        example.index, config.grid_start, config.grid_steps, schedule.forward_s, len(abar)
+        example.index, config.grid_start, config.grid_steps, schedule.forward_s, len(schedule.abar)
     )
-    z = noised(abar, example.latents, example.noise, t)
-    w = jnp.zeros(t.shape)
-    target = distillation_target(forward, models.teacher, abar, z, t, next_t, s, w)
-    return Departure(z, t, s, target)
-
-
-def cycle(config: CycleConfig, models: Models, example: Example, schedule: Schedule) -> Departure:
-    """The whole way to noise and back: the first step of inversion; the target is the start."""
-    t, s = (per_step(x, len(example.latents))[0] for x in (schedule.forward_t, schedule.forward_s))
     z = noised(schedule.abar, example.latents, example.noise, t)
-    z = jnp.where(schedule.start_noise > 0, z, example.latents)
-    return Departure(z, t, s, example.latents)
+    t, s = jnp.stack([t, next_t]), jnp.stack([next_t, s])
+    return chain(z, [TEACHER, FORWARD], t, s, hard=[False, True])
 
 
-def preservation(
-    config: CycleConfig, models: Models, example: Example, schedule: Schedule
-) -> Departure:
-    """Forward preservation: back to where the backward model's step over a segment came from."""
+def preservation_lead(config: CycleConfig, example: Example, schedule: Schedule) -> Chain:
+    """The backward model's step over a segment."""
     upper = schedule.forward_s[example.segment]
     ends = jnp.concatenate([jnp.array([config.grid_start]), schedule.forward_s[:-1]])
-    lower = ends[example.segment]
     z = noised(schedule.abar, example.latents, example.noise, upper)
-    start = preservation_start(models.backward, schedule.abar, z, upper, lower)
-    return Departure(start, lower, upper, z)
+    return chain(z, [BACKWARD], upper[None], ends[example.segment][None])
 
 
-DEPARTURES: dict[str, Callable[[CycleConfig, Models, Example, Schedule], Departure]] = {
+LEADS: dict[str, Callable[[CycleConfig, Example, Schedule], Chain]] = {
+    "distillation": distillation_lead,
+    "preservation": preservation_lead,
+}
+"""What losses compute first, without gradient."""
+
+
+def distillation(example: Example, schedule: Schedule, lead: Chain, led: Array) -> Aim:
+    """Consistency distillation: in one step to where the lead ends."""
+    return Aim(chain(lead.start, [FORWARD], lead.t[:1], lead.s[1:]), arrival(lead, led))
+
+
+def cycle(example: Example, schedule: Schedule, lead: None, led: None) -> Aim:
+    """The whole way to noise and back; the target is the start."""
+    t = per_step(schedule.forward_t, len(example.latents))[0]
+    z = noised(schedule.abar, example.latents, example.noise, t)
+    z = jnp.where(schedule.start_noise > 0, z, example.latents)
+    way = there_and_back(z, schedule, FORWARD, BACKWARD, example.guidance)
+    return Aim(way, example.latents)
+
+
+def preservation(example: Example, schedule: Schedule, lead: Chain, led: Array) -> Aim:
+    """Forward preservation: back to where the backward model's step came from."""
+    return Aim(chain(led[-1], [FORWARD], lead.s, lead.t), lead.start)
+
+
+AIMS: dict[str, Callable[..., Aim]] = {
     "distillation": distillation,
     "cycle": cycle,
     "preservation": preservation,
 }
-"""The losses in their published order."""
+"""The losses in their published order: (example, schedule, lead, its latents) -> aim."""
 
 
-def depart(models: Models, context: Context, departures: Mapping[str, Departure]) -> dict[str, Any]:
-    """eps of the forward model for every departure (w = 0): one call for all of them."""
-    z = jnp.concatenate([x.z for x in departures.values()])
-    t = jnp.concatenate([x.t for x in departures.values()])
-    context = jnp.tile(context, (len(departures), 1, 1))
-    eps, _ = models.forward(z, t, jnp.zeros(t.shape), context)
-    return dict(zip(departures, jnp.split(eps, len(departures)), strict=True))
-
-
-def return_trip(
-    models: Models, z: Latents, example: Example, schedule: Schedule, unroll: int
-) -> Latents:
-    """From the end of inversion's first step to noise, and back to a clean latent."""
-    t, s = (per_step(x, len(z))[1:] for x in (schedule.forward_t, schedule.forward_s))
-    forward = with_text(models.forward, example.context)
-    there = walk(forward, z, schedule.abar, t, s, jnp.zeros(t.shape), unroll)
-    noise = there.latents[-1] if len(t) else z
-    schedule = replace(schedule, guidance=example.guidance)
-    return generate(models.backward, noise, schedule, unroll).latents[-1]
+def aims_of(
+    config: CycleConfig,
+    networks: Networks,
+    eps: AnyDenoiser,
+    example: Example,
+    schedule: Schedule,
+    names: Iterable[str],
+) -> dict[str, Aim]:
+    """The losses of these names, their leads walked by `eps`, which has no gradient."""
+    leads = {name: LEADS[name](config, example, schedule) for name in names if name in LEADS}
+    led = walk_all(eps, schedule.abar, leads, networks.execution.unroll)
+    return {name: AIMS[name](example, schedule, leads.get(name), led.get(name)) for name in names}
 
 
 def cycle_distance(
@@ -321,22 +312,25 @@ def cycle_distance(
 
 
 def make_loss(config: CycleConfig, networks: Networks, weights: Mapping[str, float]) -> Loss:
-    """The weighted sum of the losses named, which share a call of the forward model."""
+    """The weighted sum of the losses named."""
     latent = LATENT[config.latent_distance]
 
     def loss(lora: Tree, frozen: Frozen, example: Example) -> tuple[Float[Array, ""], Metrics]:
         schedule = frozen.schedule
-        models = models_of(networks, lora, frozen, example.context)
-        departures = {name: DEPARTURES[name](config, models, example, schedule) for name in weights}
-        eps = depart(models, example.context, departures)
+        # Stopped here and not after the walk, which would be differentiated first.
+        held, eps = (
+            models_of(networks, x, frozen, example.context) for x in (lax.stop_gradient(lora), lora)
+        )
+        aims = aims_of(config, networks, held, example, schedule, weights)
+        chains = {name: aim.chain for name, aim in aims.items()}
+        walked = walk_all(eps, schedule.abar, chains, networks.execution.unroll)
         values: Metrics = {}
-        for name, at in departures.items():
-            z = consistency_step(schedule.abar, at.z, eps[name], at.t, at.s)
+        for name, aim in aims.items():
+            z = walked[name][-1]
             if name == "cycle":
-                z = return_trip(models, z, example, schedule, networks.execution.unrolled)
                 values[name] = cycle_distance(config, networks, frozen, example, z).mean()
             else:
-                values[name] = latent(z, at.target).mean()
+                values[name] = latent(z, aim.target).mean()
         return sum((weights[name] * x for name, x in values.items()), jnp.float32(0)), values
 
     return loss
@@ -384,14 +378,10 @@ def reconstruction_metrics(
     model, variables = vae(networks), {"params": frozen.vae}
     z: Latents = model.apply(variables, x, method="encode")  # type: ignore[assignment]
     context = context_of(networks, frozen.text_encoder, batch)
-    there, back = (
-        with_text(denoiser(networks, frozen.unet, lora), context) for lora in (forward, backward)
-    )
-    schedule = replace(
-        frozen.schedule, guidance=jnp.zeros(frozen.schedule.steps), start_noise=jnp.float32(0)
-    )
-    noise = invert(there, z, jnp.zeros(z.shape), schedule).latents[-1]
-    returned = generate(back, noise, schedule).latents[-1]
+    schedule = frozen.schedule
+    eps = any_denoiser(networks, frozen.unet, (forward, backward), context)
+    way = there_and_back(z, schedule, FORWARD, BACKWARD, jnp.zeros((len(z), schedule.steps)))
+    returned = walk_all(eps, schedule.abar, {"cycle": way}, networks.execution.unroll)["cycle"][-1]
 
     def decode(z: Latents) -> Image:
         decoded: Array = model.apply(variables, z, method="decode")  # type: ignore[assignment]

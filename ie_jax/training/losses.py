@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ie_jax.diffusion.consistency import Latents, add_noise, consistency_step, predict_clean
-from ie_jax.diffusion.trajectory import Denoiser
+from ie_jax.diffusion.consistency import Latents, add_noise
+from ie_jax.diffusion.trajectory import Chain
 from ie_jax.models.pixels import Image
 
 Levels = Float[Array, " T"]
@@ -80,39 +80,11 @@ def patchwise(distance: Distance, size: int, stride: int, layout: str = "windows
     return mean
 
 
-def teacher_step(
-    teacher: Denoiser, abar: Levels, z: Latents, t: Timesteps, s: Timesteps, w: PerImage
-) -> Latents:
-    """The teacher's DDIM step t -> s, without gradient. Unlike a consistency step's, its end keeps
-    its noise level even at timestep 0."""
-    eps = teacher(z, t, w).astype(jnp.float32)
-    return lax.stop_gradient(add_noise(abar, predict_clean(abar, z, eps, t), eps, s))
-
-
-def distillation_target(
-    student: Denoiser,
-    teacher: Denoiser,
-    abar: Levels,
-    z: Latents,
-    t: Timesteps,
-    next_t: Timesteps,
-    boundary: Timesteps,
-    w: PerImage,
-) -> Latents:
-    """What the student should reach at the boundary from z_t, without gradient: the teacher's step
-    to `next_t`, then the student's own from there (the identity where that is the boundary)."""
-    z_next = teacher_step(teacher, abar, z, t, next_t, w)
-    own = consistency_step(abar, z_next, student(z_next, next_t, w), next_t, boundary)
-    arrived = (next_t == boundary)[:, None, None, None]
-    return lax.stop_gradient(jnp.where(arrived, z_next, own))
-
-
-def preservation_start(
-    other: Denoiser, abar: Levels, z: Latents, t: Timesteps, s: Timesteps
-) -> Latents:
-    """z_t brought to the segment's other end by the opposite model, w = 0, without gradient."""
-    eps = other(z, t, jnp.zeros(t.shape))
-    return lax.stop_gradient(consistency_step(abar, z, eps, t, s))
+def arrival(lead: Chain, led: Float[Array, "2 b h w c"]) -> Latents:
+    """What distillation aims at: where the student's own step ends after the teacher's, or where
+    the teacher's does if that is at the boundary already."""
+    arrived = lead.t[1] == lead.s[1]
+    return jnp.where(arrived[:, None, None, None], led[0], led[1])
 
 
 def forward_grid(

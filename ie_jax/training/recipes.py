@@ -69,7 +69,7 @@ def networks_of(config: TrainConfig, architecture: Architecture) -> Networks:
         architecture,
         config.precision,
         config.vae_precision,
-        config.execution.resolve(config.precision, differentiated=True),
+        config.execution.resolve(config.precision),
         config.lora,
     )
 

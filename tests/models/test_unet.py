@@ -111,17 +111,13 @@ def test_sinusoids_against_their_definition() -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "compute", "attention", "unroll"),
+    ("backend", "compute", "attention"),
     [
-        ("cpu", "float32", "explicit", 1),
-        ("gpu", "bfloat16", "cudnn", 1),
-        ("gpu", "float32", "explicit", 1),
-        ("tpu", "bfloat16", "xla", 1),
+        ("cpu", "float32", "explicit"),
+        ("gpu", "bfloat16", "cudnn"),
+        ("gpu", "float32", "explicit"),
+        ("tpu", "bfloat16", "xla"),
     ],
 )
-def test_auto_follows_the_backend(backend: str, compute: Any, attention: str, unroll: int) -> None:
-    resolved = Execution().resolve(Precision(compute=compute), backend)
-    assert (resolved.attention, resolved.unrolled) == (attention, unroll)
-    trained = Execution().resolve(Precision(), backend, differentiated=True)
-    assert (trained.unrolled > 1) == (backend == "cpu")
-    assert Execution(unroll=2).resolve(Precision(), backend).unroll == 2
+def test_auto_follows_the_backend(backend: str, compute: Any, attention: str) -> None:
+    assert Execution().resolve(Precision(compute=compute), backend).attention == attention

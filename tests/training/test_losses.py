@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ie_jax.diffusion.consistency import add_noise, consistency_step
-from ie_jax.diffusion.schedule import BOUNDARIES, cumulative_alphas
+from ie_jax.diffusion.schedule import BOUNDARIES
+from ie_jax.diffusion.trajectory import chain
 from ie_jax.training import losses
 
-ABAR = jnp.asarray(cumulative_alphas())
 RNG = np.random.default_rng(0)
 
 
@@ -96,40 +95,11 @@ def test_the_grid_meets_every_boundary() -> None:
         assert s == min(x for x in BOUNDARIES if x >= b)
 
 
-def test_an_exact_teacher_carries_a_latent_along_its_own_noise() -> None:
-    z, noise = latents(), latents()
-    t, s = jnp.array([19, 500, 979]), jnp.array([39, 520, 999])
-    w = jnp.zeros(3)
-    start = add_noise(ABAR, z, noise, t)
-    end = losses.teacher_step(lambda *_: noise, ABAR, start, t, s, w)
-    np.testing.assert_allclose(end, add_noise(ABAR, z, noise, s), atol=2e-4)
-    # Unlike a consistency step's, a teacher's step to 0 keeps the noise of timestep 0.
-    zero = jnp.zeros(3, jnp.int32)
-    to_zero = losses.teacher_step(lambda *_: noise, ABAR, start, t, zero, w)
-    np.testing.assert_allclose(to_zero, add_noise(ABAR, z, noise, zero), atol=2e-4)
-
-
 def test_where_the_teacher_arrives_at_the_boundary_its_result_is_the_target() -> None:
-    z, eps = latents(2), latents(2)
-    t, after, boundary = jnp.array([239, 219]), jnp.array([259, 239]), jnp.array([259, 259])
-    w = jnp.zeros(2)
-
-    def student(z: jnp.ndarray, t: jnp.ndarray, w: jnp.ndarray) -> jnp.ndarray:
-        return 0.5 * z
-
-    target = losses.distillation_target(student, lambda *_: eps, ABAR, z, t, after, boundary, w)
-    arrived = consistency_step(ABAR, z, eps, t, after)
-    on = consistency_step(ABAR, arrived, 0.5 * arrived, after, boundary)
-    np.testing.assert_allclose(target[0], arrived[0], rtol=1e-6)
-    np.testing.assert_allclose(target[1], on[1], rtol=1e-5)
-    assert np.abs(np.asarray(arrived[1] - on[1])).max() > 1e-3
-
-
-def test_preservation_starts_where_the_opposite_step_ends() -> None:
-    z, eps = latents(), latents()
-    t, s = jnp.array([259, 519, 999]), jnp.array([19, 259, 779])
-    start = losses.preservation_start(lambda z, t, w: eps + w[:, None, None, None], ABAR, z, t, s)
-    np.testing.assert_allclose(start, consistency_step(ABAR, z, eps, t, s), rtol=1e-6)
+    t, s = jnp.array([[239, 219], [259, 239]]), jnp.array([[259, 239], [259, 259]])
+    lead, led = chain(latents(2), [1, 0], t, s), jnp.stack([latents(2), latents(2)])
+    target = losses.arrival(lead, led)
+    np.testing.assert_array_equal(target, [led[0, 0], led[1, 1]])
 
 
 @pytest.mark.parametrize("size", [5, 9])
