@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 COMMAND = Path(__file__).with_name("conformance.py")
+pytestmark = pytest.mark.usefixtures("optimised")
 Change = Callable[[dict[str, np.ndarray]], None]
 
 
@@ -29,20 +30,10 @@ def passes(goldens: Path, *only: str) -> None:
     assert status == 0
 
 
+@pytest.mark.long("a guided edit and its replay at the recorded size, with optimisation")
 @pytest.mark.timeout(1800)
 def test_editing_reproduces_the_recorded_ones(goldens: Path) -> None:
     passes(goldens, "[ABCDE]*")
-
-
-@pytest.mark.timeout(1800)
-def test_training_on_latents_reproduces_the_recorded_ones(goldens: Path) -> None:
-    passes(goldens, "F_batch", "F_*l2*", "F_*huber*", "F_losses")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_training_on_images_reproduces_the_recorded_ones(goldens: Path) -> None:
-    passes(goldens, "F_*lpips*")
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ CONFIG = TrainConfig(
     model="random",
     batch_size=2,
     cycle=CycleConfig(order="sum", patch_size=16, patch_stride=8, guidance=3.0),
-    execution=Execution(unroll=1),
+    execution=Execution(),
 )
 SIZE, SEED = 32, 3
 

@@ -138,35 +138,28 @@ def test_an_inversion_can_be_edited_again(plain: Editor, inversion: Inversion) -
     assert_same_images(changed[:, ::-1], first)
 
 
-def test_many_guided_edits_are_each_alone(guided: Editor) -> None:
-    """Every prompt with its own guidance, scales and bounds."""
-    inversion = guided.invert(picture(), SOURCE)
-    guidance = np.array([[[0, 7, 11, 19], [0, 3, 5, 7], [1, 2, 0, 4]]])
-    scales = np.array([[0, 2e4, 2e4, 2e4], [0.5] * 4]) * np.array([1, 30, 0.1])[None, :, None, None]
-    bounds = np.array([[0, 0.2, 0]]), np.array([[1, 3, 0.1]])
-    many = guided.edit(inversion, TARGETS, guidance, scales, bounds)
-    assert distinct(many.images[0])
-    for i, target in enumerate(TARGETS):
-        at = np.s_[:, i : i + 1]
-        lower, upper = bounds
-        one = guided.edit(inversion, target, guidance[at], scales[at], (lower[at], upper[at]))
-        assert_same_results(one, many, at)
-
-
-def test_a_batch_is_each_picture_alone(guided: Editor) -> None:
+@pytest.mark.long("two guided edits are compiled, of one and of six pictures")
+def test_guided_edits_of_a_batch_are_each_alone(guided: Editor) -> None:
+    """Every picture and prompt with its own guidance, scales and bounds."""
     pictures = [picture(0), picture(1)]
     sources = [SOURCE, "a house by the sea"]
     targets = [TARGETS, ["a tower by the sea", "a house at night", "a boat"]]
-    scales = np.array([1, 0.3])[:, None, None, None] * np.asarray(guided.config.scales)
+    guidance = np.array([[[0, 7, 11, 19], [0, 3, 5, 7], [1, 2, 0, 4]]]) * np.ones((2, 1, 1))
+    scales = np.array([[0, 2e4, 2e4, 2e4], [0.5] * 4]) * np.array([1, 30, 0.1])[None, :, None, None]
+    scales = scales * np.array([1, 0.3])[:, None, None, None]
+    bounds = np.array([[0, 0.2, 0]] * 2), np.array([[1, 3, 0.1]] * 2)
     batch = guided.invert(pictures, sources)
-    together = guided.edit(batch, targets, scales=scales)
+    together = guided.edit(batch, targets, guidance, scales, bounds)
     assert distinct(together.images.reshape(6, 64, 64, 3))
     noise = guided.noise(np.stack(pictures), None)
     for i in range(2):
         alone = guided.invert(pictures[i], sources[i], noise=noise[i : i + 1])
         assert_close(alone.latents, batch.latents[:, i : i + 1])
-        one = guided.edit(alone, targets[i], scales=scales[i : i + 1])
-        assert_same_results(one, together, np.s_[i : i + 1, :])
+        for j in range(3):
+            at = np.s_[i : i + 1, j : j + 1]
+            strengths = guidance[at], scales[at], (bounds[0][at], bounds[1][at])
+            one = guided.edit(alone, targets[i][j], *strengths)
+            assert_same_results(one, together, at)
 
 
 def test_one_prompt_or_row_serves_all(plain: Editor, inversion: Inversion) -> None:

@@ -16,31 +16,14 @@ from ie_jax.editing.program import Models, edit_images, invert_images
 from ie_jax.models.execution import Execution
 from ie_jax.models.lora import lora_shapes
 from ie_jax.models.shapes import draw, text_encoder_shapes, unet_shapes, vae_shapes
-from ie_jax.weights.pipeline import Weights, architecture
-from ie_jax.weights.random import CONFIGS
+from ie_jax.weights.pipeline import Weights
+from tests.tiny import SMALLEST_MODEL
 
-ONE_LEVEL: dict[str, Any] = {
-    "block_out_channels": [8],
-    "down_block_types": ["CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D"],
-    "norm_num_groups": 4,
-}
-ARCHITECTURE = architecture(
-    CONFIGS
-    | {
-        "unet": CONFIGS["unet"] | ONE_LEVEL,
-        "vae": CONFIGS["vae"]
-        | {
-            "block_out_channels": [8, 8],
-            "down_block_types": ["DownEncoderBlock2D"] * 2,
-            "up_block_types": ["UpDecoderBlock2D"] * 2,
-            "norm_num_groups": 4,
-        },
-    },
-    "test",
-)
+ARCHITECTURE = SMALLEST_MODEL
 GUIDERS = (make_guider("self_attn_map_l2"), make_guider("features_map_l2", block="mid"))
 MODELS = Models(ARCHITECTURE, guiders=GUIDERS)
+edit: Any = jax.jit(edit_images, static_argnums=0)
+"""The whole program, compiled once for all tests that run it on the same shapes."""
 
 
 def weights() -> Weights:
@@ -68,7 +51,7 @@ def arguments(b: int = 1, e: int = 1, steps: int = 2) -> tuple[Any, ...]:
         rng.integers(0, 256, (b, 16, 16, 3), dtype=np.uint8),
         rng.integers(0, 500, (b, 8), dtype=np.int32),
         rng.integers(0, 500, (b, e, 8), dtype=np.int32),
-        np.float32(rng.standard_normal((b, 8, 8, 4))),
+        np.float32(rng.standard_normal((b, 16, 16, 4))),
         make_schedule(boundaries, 0, w),
         Strength(jnp.full((2, steps), 5.0), jnp.float32(0.0), jnp.float32(1.0)),
         jnp.float32(1),
@@ -90,7 +73,7 @@ def test_values_never_retrace() -> None:
 
     program = jax.jit(counted)
     w, pixels, source, target, noise, schedule, strength, match = arguments()
-    program(w, pixels, source, target, noise, schedule, strength, match)
+    program.trace(w, pixels, source, target, noise, schedule, strength, match)
     changed = (
         w.replace(forward=jax.tree.map(lambda x: 2 * x, w.forward)),
         255 - pixels,
@@ -101,9 +84,9 @@ def test_values_never_retrace() -> None:
         Strength(strength.scales * 3, jnp.float32(0.3), jnp.float32(jnp.inf)),
         jnp.float32(0),
     )
-    program(*changed)
+    program.trace(*changed)
     assert traces == 1
-    program(*arguments(e=2))
+    program.trace(*arguments(e=2))
     assert traces == 2  # another shape is another program
 
 
@@ -147,11 +130,10 @@ def test_inversion_maps_over_schedules() -> None:
     np.testing.assert_allclose(mapped[1], single(other), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("execution", [Execution(remat_call=True), Execution(query_chunk=16)])
-def test_execution_changes_no_result(execution: Execution) -> None:
-    args = arguments()
-    _, plain = jax.jit(partial(edit_images, MODELS))(*args)
-    _, other = jax.jit(partial(edit_images, replace(MODELS, execution=execution)))(*args)
+def test_execution_changes_no_result() -> None:
+    args, execution = arguments(), Execution(remat_call=True, query_chunk=16)
+    _, plain = edit(MODELS, *args)
+    _, other = edit(replace(MODELS, execution=execution), *args)
     np.testing.assert_allclose(other.latents, plain.latents, rtol=1e-3, atol=1e-4)
 
 
@@ -170,7 +152,7 @@ def test_schedules_per_image() -> None:
         },
         guidance=jnp.stack([s.guidance for s in schedules])[:, None],
     )
-    program = jax.jit(partial(edit_images, MODELS))
+    program = partial(edit, MODELS)
     _, both = program(w, pixels, source, target, noise, stacked, strength, match)
     for i, schedule in enumerate(schedules):
         one = slice(i, i + 1)

@@ -29,6 +29,8 @@ SCENES = 4
 TINY: dict[str, dict[str, Any]] = {
     "unet": {
         "block_out_channels": [8, 16],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
         "cross_attention_dim": 16,
         "time_cond_proj_dim": 16,
     },

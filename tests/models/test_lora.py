@@ -11,10 +11,9 @@ from ie_jax.models.layers import Conv, Dense
 from ie_jax.models.lora import delta, lora_scale, lora_shapes, merge, round_to_fp16
 from ie_jax.models.shapes import draw, param_shapes, unet_shapes
 from ie_jax.weights.convert import flatten
-from ie_jax.weights.pipeline import architecture
-from ie_jax.weights.random import CONFIGS
+from tests.tiny import RANDOM_MODEL
 
-UNET = architecture(CONFIGS, "test").unet
+UNET = RANDOM_MODEL.unet
 LAYERS = [
     (Dense(12), (3, 7, 8), 8),
     (Conv(12, kernel=1, padding=0), (2, 6, 6, 8), 8),

@@ -13,10 +13,9 @@ from ie_jax.models.attention import probabilities
 from ie_jax.models.execution import Execution, Precision
 from ie_jax.models.shapes import draw, unet_shapes
 from ie_jax.models.unet import UNet, guidance_embedding, sinusoidal_embedding
-from ie_jax.weights.pipeline import architecture
-from ie_jax.weights.random import CONFIGS
+from tests.tiny import RANDOM_MODEL, SMALLEST_MODEL
 
-CONFIG = architecture(CONFIGS, "test").unet
+CONFIG = RANDOM_MODEL.unet
 WEIGHTS = draw(unet_shapes(CONFIG), 0)
 
 
@@ -73,7 +72,7 @@ def test_guidance_enters() -> None:
 
 
 def test_rematerialisation_changes_no_gradient() -> None:
-    small = replace(CONFIG, block_out_channels=(8,), down_attention=(True,), heads=(2,))
+    small = SMALLEST_MODEL.unet
     weights = draw(unet_shapes(small), 0)
     z, *rest = inputs()
 

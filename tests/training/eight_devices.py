@@ -22,7 +22,7 @@ from ie_jax.training.cycle import CycleConfig, Frozen, cycle_schedule, cycle_sta
 from ie_jax.training.stage import initial_state
 from ie_jax.training.step import make_step
 from ie_jax.weights.random import random_pipeline
-from tests.training.lives import shrink
+from tests.tiny import shrink
 
 MESHES = {"1": (1, 1), "4 x 2": (8, 2)}
 """Devices, and how many of them share a copy of the weights."""
@@ -36,7 +36,7 @@ def main() -> None:
     weights, arch = pipeline.weights, pipeline.architecture
     # Without images and teacher: two programs that are sooner compiled.
     config = CycleConfig("sum", "l2", boundaries=(519, 999), distillation_weight=0.0)
-    execution = Execution(unroll=1).resolve(Precision())
+    execution = Execution().resolve(Precision())
     networks = Networks(arch, execution=execution, lora="low_rank")
     frozen = Frozen(
         unet=weights.unet,

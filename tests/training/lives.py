@@ -8,32 +8,10 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from ie_jax.cli import run
 from ie_jax.training.command import fine_tune
-from ie_jax.weights.random import CONFIGS
-
-ONE: dict[str, Any] = {"block_out_channels": [16], "norm_num_groups": 4, "sample_size": 16}
-SMALLEST: dict[str, dict[str, Any]] = {
-    "unet": ONE
-    | {
-        "down_block_types": ["CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D"],
-    },
-    "vae": ONE
-    | {
-        "down_block_types": ["DownEncoderBlock2D"],
-        "up_block_types": ["UpDecoderBlock2D"],
-    },
-}
-"""One level instead of two or three, latents as large as images: compiled sooner."""
-
-
-def shrink() -> None:
-    """Make the random model the smallest."""
-    for part, changes in SMALLEST.items():
-        CONFIGS[part] |= changes
+from tests.tiny import shrink
 
 
 def serve() -> None:

@@ -38,7 +38,7 @@ SMALL: dict[str, dict[str, Any]] = {
 EACH = (
     *("--steps", "2", "--batch-size", "2", "--evaluate-every", "2", "--save-every", "2"),
     *("--log-every", "1", "--data.validation", "2", "--data.world-scenes", "64", "--quiet"),
-    *("--execution.unroll", "1", "--optimiser.warmup-steps", "0", "--optimiser.decay-steps", "9"),
+    *("--optimiser.warmup-steps", "0", "--optimiser.decay-steps", "9"),
 )
 SHORT: dict[str, tuple[str, ...]] = {
     "perceptual": ("--classifier.widths", "8", "8", "--classifier.depths", "1", "1"),

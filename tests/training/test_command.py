@@ -22,7 +22,7 @@ from ie_jax.weights.convert import flatten
 from ie_jax.weights.load import load_pipeline
 from ie_jax.weights.random import CONFIGS
 from tests.conftest import ROOT
-from tests.training.lives import SMALLEST
+from tests.tiny import SMALLEST
 from tests.training.test_loop import lines, same_tensors
 
 TINY = str(ROOT / "tests" / "training" / "tiny.yaml")

@@ -27,7 +27,7 @@ from ie_jax.training.stage import Stage
 from ie_jax.weights.convert import flatten
 from ie_jax.weights.perceptual import random_lpips
 from ie_jax.weights.random import CONFIGS, random_pipeline
-from tests.training.lives import SMALLEST
+from tests.tiny import SMALLEST
 
 # Two segments, whole-image patches: as few operations as show everything.
 CONFIG = CycleConfig(boundaries=(519, 999), patch_size=16, patch_stride=16)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,6 @@ import pytest
 from tests.conftest import ROOT
 from tests.training.test_loop import lines, same_tensors
 
-KILLS = 20
 SETTINGS = [
     *("--config", "tests/training/tiny.yaml", "--data.validation", "0"),
     *("--cycle.distance", "l2", "--cycle.cycle-weight", "0", "--cycle.preservation-weight", "0"),
@@ -64,23 +63,42 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.process.stdout.close()
 
 
+@pytest.mark.long("two whole runs, and five that start anew after a kill")
+def test_a_run_killed_at_five_moments_equals_an_uninterrupted_one(
+    server: Server, tmp_path: Path
+) -> None:
+    # While it starts; after a step; in the save or the step after that.
+    moments = [(0, 2.0), (1, 0.0), (1, 0.02), (2, 0.1), (1, 0.3)]
+    kill_again_and_again(server, tmp_path, moments)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_killed_at_random_moments_equals_an_uninterrupted_one(
     server: Server, tmp_path: Path
 ) -> None:
+    draw = random.Random(0)
+    moments = [
+        (0, draw.uniform(0, 5)) if steps < 0 else (steps, draw.uniform(0, 0.5))
+        for steps in draw.choices([-1, -1, 1, 1, 2], k=20)
+    ]
+    kill_again_and_again(server, tmp_path, moments)
+
+
+def kill_again_and_again(
+    server: Server, tmp_path: Path, moments: Sequence[tuple[int, float]]
+) -> None:
+    """Kill a run after so many steps and seconds, resume it, and so on; then let it end."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     server.start(whole)
     assert server.answer() == 0, server.log.read_text()
-    draw = random.Random(0)
     kills = 0
-    while kills < KILLS:
+    for steps, seconds in moments:
         pid, told = server.start(parts), server.steps_told()
-        # While it starts, or after so many steps; then somewhere in a step or a save.
-        steps = draw.choice([-1, -1, 1, 1, 2])
-        end = time.monotonic() + (draw.uniform(0, 5) if steps < 0 else 120)
-        while server.steps_told() < told + abs(steps) and time.monotonic() < end:
+        end = time.monotonic() + 120
+        while server.steps_told() < told + steps and time.monotonic() < end:
             time.sleep(0.005)
-        time.sleep(draw.uniform(0, 0.5))
+        time.sleep(seconds)
         os.kill(pid, signal.SIGKILL)
         status = server.answer()
         assert status in (0, -signal.SIGKILL), server.log.read_text()
@@ -88,6 +106,7 @@ def test_a_run_killed_at_random_moments_equals_an_uninterrupted_one(
         if status == 0:  # finished before: once more
             same_result(whole, parts)
             shutil.rmtree(parts)
+    assert kills
     server.start(parts)
     assert server.answer() == 0, server.log.read_text()
     same_result(whole, parts)

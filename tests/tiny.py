@@ -1,0 +1,33 @@
+"""The two tiny models that tests run: `random`, which the package has, and one of a single level,
+which is compiled in a third of its time."""
+
+from typing import Any
+
+from ie_jax.weights.pipeline import architecture
+from ie_jax.weights.random import CONFIGS
+
+ONE: dict[str, Any] = {"block_out_channels": [16], "norm_num_groups": 4, "sample_size": 16}
+SMALLEST: dict[str, dict[str, Any]] = {
+    "unet": ONE
+    | {
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D"],
+    },
+    "vae": ONE
+    | {
+        "down_block_types": ["DownEncoderBlock2D"],
+        "up_block_types": ["UpDecoderBlock2D"],
+    },
+}
+"""What makes `random` the smallest: latents as large as images, 16 pixels."""
+RANDOM_MODEL = architecture(CONFIGS, "the random model")
+SMALLEST_MODEL = architecture(
+    {part: config | SMALLEST.get(part, {}) for part, config in CONFIGS.items()},
+    "the smallest model",
+)
+
+
+def shrink() -> None:
+    """Make `random` the smallest for the rest of the process."""
+    for part, changes in SMALLEST.items():
+        CONFIGS[part] |= changes
