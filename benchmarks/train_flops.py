@@ -143,9 +143,9 @@ def with_kernels(base: Mapping[str, Any], kernels: Mapping[str, Any]) -> dict[st
 
 
 def network_costs(arch: Architecture, size: int, rank: int, path: LoRA) -> dict[str, Cost]:
-    """Of the text encoder, the autoencoder and the UNet without LoRA (teacher) and with it (unet).
+    """Of the text encoder, the autoencoder and the UNet with a LoRA (the teacher's is 0).
 
-    merge is what a LoRA's addition to the base costs, and its backward pass: once per update.
+    merge is what a LoRA's addition to the base costs, and its backward pass: once per call.
     """
     side, tokens = size // arch.vae.factor, arch.text.max_position_embeddings
 
@@ -195,7 +195,6 @@ def network_costs(arch: Architecture, size: int, rank: int, path: LoRA) -> dict[
         "text": Cost(operations(text, text_encoder_shapes(arch.text), ids)),
         "encode": Cost(operations(encode, vae_params, shape(1, size, size, 3))),
         "decode": cost(decode, None, z, vae_params),
-        "teacher": Cost(operations(merged(PLAIN), {}, z, *rest)),
         "unet": cost(beside, lora, z, *rest)
         if path == "low_rank"
         else cost(merged, kernels_of(base, lora), z, *rest),
@@ -228,12 +227,10 @@ def calls(plan: Plan) -> Iterator[Calls]:
     if pixels and cycle.target == "decoded":
         yield Calls("prepare", "decode", 1)
     if cycle.distillation_weight:
-        yield Calls("distillation", "teacher", 1)
-        yield Calls("distillation", "unet", 1)
+        yield Calls("distillation", "unet", 2)
         yield Calls("distillation", "unet", 1, "lora")
     if cycle.cycle_weight:
-        yield Calls("cycle", "unet", steps, "lora")
-        yield Calls("cycle", "unet", steps, "inputs")
+        yield Calls("cycle", "unet", 2 * steps, "lora")
     if pixels:
         yield Calls("cycle", "decode", 1, "inputs")
         yield Calls("cycle", "lpips", 1, "inputs")
@@ -241,32 +238,21 @@ def calls(plan: Plan) -> Iterator[Calls]:
     if cycle.preservation_weight:
         yield Calls("preservation", "unet", 1)
         yield Calls("preservation", "unet", 1, "lora")
-    if plan.lora == "merge":
-        yield from merges(plan)
 
 
-def merges(plan: Plan) -> Iterator[Calls]:
-    """Merges of the forward LoRA, and of the backward one where it is used."""
-    cycle = plan.cycle
-    if cycle.order == "sum":
-        yield Calls("sum", "merge", 1, "lora")
-        if cycle.cycle_weight or cycle.preservation_weight:
-            yield Calls("sum", "merge", 1)
-        return
-    if cycle.distillation_weight:
-        yield Calls("distillation", "merge", 1, "lora")
-    for part, weight in (
-        ("cycle", cycle.cycle_weight),
-        ("preservation", cycle.preservation_weight),
-    ):
-        if weight:
-            yield Calls(part, "merge", 1, "lora")
-            yield Calls(part, "merge", 1)
+def with_merges(plan: Plan) -> Iterator[Calls]:
+    """The calls, and for each of the UNet a merge of the LoRA that it is called with."""
+    for each in calls(plan):
+        yield each
+        if plan.lora == "merge" and each.network == "unet":
+            yield each._replace(network="merge")
 
 
 def again(plan: Plan, each: Calls, unit: Cost) -> float:
     """What a backward pass computes again of a call. The loss on pixels is recomputed as a whole,
     target and all, and inside it the autoencoder's blocks."""
+    if each.network == "merge":  # or a scan would keep the kernels of each of its steps
+        return unit.forward * (each.gradient != "none")
     on_pixels = each.part == "cycle" and each.network in ("decode", "lpips")
     blocks = {"none": 0.0, "inputs": unit.inputs_again, "lora": unit.lora_again}[each.gradient]
     if each.network == "lpips" and each.gradient == "none" and plan.target_features:
@@ -280,7 +266,7 @@ def again(plan: Plan, each: Calls, unit: Cost) -> float:
 def work(plan: Plan, costs: Mapping[str, Cost]) -> list[Work]:
     """What all calls of a step cost for each image."""
     result = []
-    for each in calls(plan):
+    for each in with_merges(plan):
         unit = costs[each.network]
         times = each.times / plan.batch if each.network == "merge" else each.times
         backward = {"none": 0.0, "inputs": unit.inputs, "lora": unit.lora}[each.gradient]

@@ -85,17 +85,17 @@ FEATURES = {"name": "features_map_l2", "g_scale": 1}
         ({"model": None}, "model = null: Input should be a valid string"),
         ({"lora": "both"}, "lora = \"both\": Input should be 'merge' or 'low_rank'"),
         (
-            {"execution": {"unroll": -1}},
-            "execution: query_chunk and unroll must not be negative",
+            {"execution": {"unroll": 0}},
+            "execution: query_chunk must not be negative, unroll 1 or more",
         ),
         (
             {"execution": {"query_chunk": -1}},
-            "execution: query_chunk and unroll must not be negative",
+            "execution: query_chunk must not be negative, unroll 1 or more",
         ),
         ({"execution": 3}, "execution = 3: Input should be an object"),
         (
             {"execution": {"unroll": "all"}},
-            "execution.unroll = \"all\": Input should be 'auto' or a valid integer",
+            'execution.unroll = "all": Input should be a valid integer',
         ),
         (
             {"precision": {"compute": "fp8"}},
@@ -414,7 +414,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
         "precision": precision,
         "vae_precision": precision,
         "execution": st.fixed_dictionaries(
-            {}, optional={"unroll": st.just("auto") | st.integers(0), "query_chunk": st.integers(0)}
+            {}, optional={"unroll": st.integers(1), "query_chunk": st.integers(0)}
         ),
     }
     return draw(st.fixed_dictionaries({"cfg_schedule": per_step}, optional=optional))

@@ -1,6 +1,6 @@
 """The editor: pictures and prompts in, pictures and diagnostics out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,9 +45,15 @@ def silent(_: str) -> AbstractContextManager[None]:
 class Program:
     """A function compiled once per shapes of its arguments, announcing when it compiles or runs."""
 
-    def __init__(self, name: str, function: Callable[..., Any], announce: Announce) -> None:
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        announce: Announce,
+        compiler_options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.name, self.announce = name, announce
-        self.jitted = jax.jit(function)
+        self.jitted = jax.jit(function, compiler_options=dict(compiler_options or {}))
         self.compiled: dict[Any, Any] = {}
 
     def __call__(self, *args: Any) -> Any:
@@ -134,7 +140,9 @@ class Editor:
             "invert and edit": edit_images,
         }
         self.programs = {
-            name: Program(name, partial(function, self.models), announce)
+            name: Program(
+                name, partial(function, self.models), announce, config.execution.compiler_options
+            )
             for name, function in functions.items()
         }
 

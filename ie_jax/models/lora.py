@@ -5,7 +5,7 @@ into `rank` features) and `up` (B: rank to features; 1 x 1 for a convolution).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,6 +42,27 @@ def merge(base: Tree, lora: Tree) -> dict[str, Any]:
         changed = kernel.astype(jnp.float32) + delta(lora["down"], lora["up"])
         return {**base, "kernel": changed.astype(kernel.dtype)}
     return {name: merge(base[name], lora[name]) if name in lora else base[name] for name in base}
+
+
+def widen(module: Tree, rank: int) -> dict[str, Array]:
+    """A module's factors with zeros up to a larger rank; what they change stays as it is."""
+    down, up = module["down"], module["up"]
+    more = rank - down.shape[-1]
+    scale = lora_scale(down.shape[-1]) / lora_scale(rank)
+    return {
+        "down": jnp.pad(down, [(0, 0)] * (down.ndim - 1) + [(0, more)]),
+        "up": scale * jnp.pad(up, [(0, 0)] * (up.ndim - 2) + [(0, more), (0, 0)]),
+    }
+
+
+def of_one_rank(loras: Sequence[Tree]) -> list[Tree]:
+    """LoRAs of the same modules, with the largest rank that any of them has in a module."""
+    first = loras[0]
+    if "down" in first:
+        rank = max(x["down"].shape[-1] for x in loras)
+        return [x if x["down"].shape[-1] == rank else widen(x, rank) for x in loras]
+    children = {name: of_one_rank([x[name] for x in loras]) for name in first}
+    return [{name: child[i] for name, child in children.items()} for i in range(len(loras))]
 
 
 def round_to_fp16(lora: Tree) -> Any:

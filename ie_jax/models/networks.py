@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from ie_jax.models.architecture import TextConfig, UNetConfig, VAEConfig
 from ie_jax.models.execution import Execution, Precision
-from ie_jax.models.lora import merge
+from ie_jax.models.lora import merge, of_one_rank
 from ie_jax.models.text_encoder import TextEncoder
 from ie_jax.models.unet import Collect, Out, UNet
 from ie_jax.models.vae import VAE
@@ -54,6 +54,10 @@ class Networks:
     low-rank path, which holds no second copy of the weights but computes more."""
 
 
+WEIGHTS = "weights of a call"
+"""What a call derives from base and LoRAs, by the name that rematerialisation knows it by."""
+
+
 @partial(jax.jit, static_argnums=0)
 def apply_unet(
     unet: UNet, variables: Any, z: Latents, t: Array, w: Array, context: Context
@@ -71,7 +75,7 @@ def denoiser(
     if lora is None:
         variables = {"params": base}
     elif networks.lora == "merge":
-        variables = {"params": merge(base, lora)}
+        variables = {"params": checkpoint_name(merge(base, lora), WEIGHTS)}
     else:
         variables = {"params": base, "lora": lora}
 
@@ -81,9 +85,6 @@ def denoiser(
     return jax.checkpoint(call) if networks.execution.remat_call else call
 
 
-PICKED = "picked LoRA"
-
-
 def any_denoiser(
     networks: Networks, base: Any, loras: Sequence[Any], context: Context
 ) -> Callable[[Array, Latents, Array, Array], Latents]:
@@ -91,17 +92,18 @@ def any_denoiser(
 
     Programs that call several models in one scan hold one copy of the network for all of them.
     """
-    like = next(lora for lora in loras if lora is not None)
-    none = jax.tree.map(jnp.zeros_like, like)
-    given = [none if lora is None else lora for lora in loras]
+    some = iter(of_one_rank([lora for lora in loras if lora is not None]))
+    given = [None if lora is None else next(some) for lora in loras]
+    none = jax.tree.map(jnp.zeros_like, next(lora for lora in given if lora is not None))
+    given = [none if lora is None else lora for lora in given]
 
     def call(model: Array, z: Latents, t: Array, w: Array) -> Latents:
         picked = jax.tree.map(lambda *x: lax.select_n(model, *x), *given)
-        picked = checkpoint_name(picked, PICKED)
+        picked = checkpoint_name(picked, WEIGHTS)
         return denoiser(networks, base, picked)(z, t, w, context)[0]
 
-    # A backward pass picks again, or a scan would keep a LoRA for each of its steps.
-    policy = jax.checkpoint_policies.save_anything_except_these_names(PICKED)
+    # A backward pass picks and merges again, or a scan would keep weights for each of its steps.
+    policy = jax.checkpoint_policies.save_anything_except_these_names(WEIGHTS)
     return jax.checkpoint(call, policy=policy, prevent_cse=False)
 
 

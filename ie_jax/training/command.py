@@ -116,6 +116,7 @@ def fine_tune(argv: Sequence[str]) -> None:
         export=lambda state, best: recipe.export(
             folder, state, best, held_out.batches if held_out else None
         ),
+        compiler_options=config.execution.compiler_options,
         announce=stages,
         say=say if main else silent,
         quiet=stages.quiet,

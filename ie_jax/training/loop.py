@@ -116,6 +116,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     accept: Callable[[Mapping[str, Any]], None] = lambda settings: None,
     export: Export = lambda state, best: None,
+    compiler_options: Mapping[str, Any] | None = None,
     announce: Announce = lambda name: nullcontext(),
     say: Callable[[str], None] = print,
     quiet: bool = False,
@@ -135,6 +136,7 @@ def train(
         key: step n draws from fold_in(key, n).
         settings: kept in each checkpoint, as JSON has them.
         accept: given a checkpoint's settings; raises UserError if one must not go on from them.
+        compiler_options: of XLA, for the step and for validation.
         announce: opened around compilation.
         say: told what happens otherwise, a line each.
 
@@ -148,6 +150,7 @@ def train(
     trainer = Trainer(
         stage, frozen, mesh, loader, folder, plan, held_out, dict(settings or {}), export, announce
     )
+    trainer.compiler_options = dict(compiler_options or {})
     main = jax.process_index() == 0
     with ExitStack() as stack:
         trainer.checkpoints = Checkpoints(folder / CHECKPOINTS, plan.keep, say if main else silent)
@@ -187,6 +190,7 @@ class Trainer:
     checkpoints: Checkpoints
     journal: Journal | None = None
     state: State
+    compiler_options: dict[str, Any]
 
     def __init__(
         self,
@@ -260,7 +264,11 @@ class Trainer:
             placed = place_batch(self.mesh, batch)
             if self.validate is None:
                 assert self.stage.evaluate
-                jitted = jax.jit(self.stage.evaluate, out_shardings=replicated(self.mesh))
+                jitted = jax.jit(
+                    self.stage.evaluate,
+                    out_shardings=replicated(self.mesh),
+                    compiler_options=self.compiler_options,
+                )
                 with self.announce("compile validation"):
                     lowered = jitted.lower(self.state.params, self.frozen, placed)
                     self.validate = lowered.compile()
@@ -341,7 +349,12 @@ class Trainer:
             key = jax.random.fold_in(jax.random.wrap_key_data(key_data), state.step)
             return step(state, frozen, batch, key)
 
-        jitted = jax.jit(draw_and_step, donate_argnums=0, out_shardings=replicated(self.mesh))
+        jitted = jax.jit(
+            draw_and_step,
+            donate_argnums=0,
+            out_shardings=replicated(self.mesh),
+            compiler_options=self.compiler_options,
+        )
         with self.announce("compile step"):
             traced = jitted.trace(self.state, self.frozen, batch, self.key)
             self.compiled = traced.lower().compile()

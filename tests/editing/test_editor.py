@@ -18,20 +18,24 @@ from ie_jax.editing.program import Inversion
 from ie_jax.errors import UserError
 from ie_jax.models.tokenizer import PromptCut
 from ie_jax.weights.pipeline import Pipeline
-from ie_jax.weights.random import random_pipeline
+from ie_jax.weights.random import CONFIGS, random_pipeline
+from tests.tiny import SMALLEST
 
 SOURCE = "a cat on a table"
 TARGETS = ["a dog on a table", "a fox", "a cat in the snow"]
 GUIDERS = (
     GuiderConfig("self_attn_map_l2", (0.0, 20000.0, 20000.0, 20000.0)),
-    GuiderConfig("features_map_l2", 0.5),
+    GuiderConfig("features_map_l2", 0.5, GuiderOptions(block="mid")),
 )
 
 
 @pytest.fixture(scope="module")
 def pipeline(own_home: Path) -> Pipeline:
-    """The random model with LoRAs that change something."""
-    fresh = random_pipeline()
+    """The smallest model with LoRAs that change something."""
+    with pytest.MonkeyPatch.context() as patch:
+        for part, changes in SMALLEST.items():
+            patch.setitem(CONFIGS, part, CONFIGS[part] | changes)
+        fresh = random_pipeline()
     rng = np.random.default_rng(0)
 
     def drawn(lora: Any) -> Any:
@@ -73,7 +77,7 @@ def alike(editor: Editor, pipeline: Pipeline, **changes: Any) -> Editor:
     return other
 
 
-def picture(seed: int = 0, size: int = 64) -> np.ndarray:
+def picture(seed: int = 0, size: int = 16) -> np.ndarray:
     """Smooth colours."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC))
@@ -121,7 +125,7 @@ def test_one_call_is_inversion_and_edit(plain: Editor, inversion: Inversion) -> 
     together, result = plain(picture(), SOURCE, TARGETS)
     jax.tree.map(assert_close, together, inversion)
     assert_same_results(result, plain.edit(inversion, TARGETS))
-    assert result.images.shape == (1, 3, 64, 64, 3) and result.diagnostics == {}
+    assert result.images.shape == (1, 3, 16, 16, 3) and result.diagnostics == {}
     assert distinct(result.images[0])
 
 
@@ -150,7 +154,7 @@ def test_guided_edits_of_a_batch_are_each_alone(guided: Editor) -> None:
     bounds = np.array([[0, 0.2, 0]] * 2), np.array([[1, 3, 0.1]] * 2)
     batch = guided.invert(pictures, sources)
     together = guided.edit(batch, targets, guidance, scales, bounds)
-    assert distinct(together.images.reshape(6, 64, 64, 3))
+    assert distinct(together.images.reshape(6, 16, 16, 3))
     noise = guided.noise(np.stack(pictures), None)
     for i in range(2):
         alone = guided.invert(pictures[i], sources[i], noise=noise[i : i + 1])
@@ -302,7 +306,7 @@ def test_diagnostics_of_each_step(guided: Editor) -> None:
         name: (4, 1, 1)
         for name in (
             "energy_self_attn_map_l2",
-            "energy_features_map_l2",
+            "energy_features_map_l2_mid",
             "active",
             "gradient_norm",
             "difference_norm",
@@ -352,7 +356,7 @@ def test_low_precision_weights_are_placed_as_asked(pipeline: Pipeline) -> None:
 
 
 def test_a_guider_of_a_missing_block_is_refused(pipeline: Pipeline) -> None:
-    """The tiny UNet has one ResNet per down block."""
+    """The smallest UNet has one down block."""
     guider = GuiderConfig("features_map_l2", 1.0, GuiderOptions(block="down"))
     editor = Editor(pipeline, EditConfig(guiders=(guider,)))
     with pytest.raises(UserError, match="no features named 'down'"):
@@ -397,10 +401,9 @@ def test_running_out_of_memory_is_told_in_one_line() -> None:
         (np.zeros((64, 64, 3), np.float32), "must be uint8 .*, not float32"),
         (np.zeros((64, 64), np.uint8), "must be uint8"),
         (np.zeros((64, 64, 4), np.uint8), "must be uint8"),
-        (np.zeros((60, 64, 3), np.uint8), "sides 64x60 must divide by 8"),
-        (np.zeros((0, 64, 3), np.uint8), "sides 64x0 must divide by 8"),
+        (np.zeros((0, 16, 3), np.uint8), "sides 16x0 must divide by 1"),
         ([], "no images"),
-        (np.zeros((0, 64, 64, 3), np.uint8), "no images"),
+        (np.zeros((0, 16, 16, 3), np.uint8), "no images"),
         ([picture(), picture(size=128)], "one size"),
         ("no such file.png", "no such file.png: cannot be read"),
         (None, "must be uint8"),
@@ -409,6 +412,11 @@ def test_running_out_of_memory_is_told_in_one_line() -> None:
 def test_pictures_that_do_not_fit_are_refused(plain: Editor, image: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         plain.invert(image, SOURCE)
+
+
+def test_sides_must_fit_all_levels_of_the_networks(own_home: Path) -> None:
+    with pytest.raises(UserError, match="sides 64x60 must divide by 8"):
+        Editor(random_pipeline()).invert(np.zeros((60, 64, 3), np.uint8), SOURCE)
 
 
 def test_every_form_of_a_picture_is_taken(plain: Editor, tmp_path: Path) -> None:

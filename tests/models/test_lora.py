@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ie_jax.models.layers import Conv, Dense
-from ie_jax.models.lora import delta, lora_scale, lora_shapes, merge, round_to_fp16
+from ie_jax.models.lora import delta, lora_scale, lora_shapes, merge, of_one_rank, round_to_fp16
 from ie_jax.models.shapes import draw, param_shapes, unet_shapes
 from ie_jax.weights.convert import flatten
 from tests.tiny import RANDOM_MODEL
@@ -86,6 +86,19 @@ def test_scale_is_alpha_over_rank() -> None:
     assert lora_scale(4) == 2.0
     down, up = random(0, 5, 4), random(1, 4, 3)
     np.testing.assert_allclose(delta(down, up), 2.0 * (down @ up), rtol=1e-5, atol=1e-5)
+
+
+def test_loras_of_different_ranks_are_brought_to_one() -> None:
+    loras = [
+        {"a": layer_lora(Dense(12), 8, rank), "b": layer_lora(Conv(12), 8, other)}
+        for rank, other in ((1, 4), (3, 2))
+    ]
+    widened = of_one_rank(loras)
+    assert jax.tree.map(jnp.shape, widened[0]) == jax.tree.map(jnp.shape, widened[1])
+    for lora, wide in zip(loras, widened, strict=True):
+        for name in lora:
+            change = delta(**wide[name])
+            np.testing.assert_allclose(change, delta(**lora[name]), rtol=1e-5, atol=1e-5)
 
 
 def test_rounding_is_that_of_float16() -> None:

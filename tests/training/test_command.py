@@ -34,8 +34,7 @@ def smallest() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         for part, changes in SMALLEST.items():
-            for key, value in changes.items():
-                patch.setitem(CONFIGS[part], key, value)
+            patch.setitem(CONFIGS, part, CONFIGS[part] | changes)
         yield
 
 

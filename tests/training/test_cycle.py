@@ -68,8 +68,7 @@ class World:
 def world() -> World:
     with pytest.MonkeyPatch.context() as patch:
         for part, changes in SMALLEST.items():
-            for key, value in dict(changes).items():
-                patch.setitem(CONFIGS[part], key, value)
+            patch.setitem(CONFIGS, part, CONFIGS[part] | changes)
         return World()
 
 
@@ -115,6 +114,7 @@ def test_the_target_is_the_decoded_latent_or_the_image(world: World) -> None:
     assert jax.jit(of_latents)(world.frozen, world.batch, world.keys).target is None
 
 
+@pytest.mark.long("the gradients of three losses and of their sum are compiled")
 def test_the_sum_is_the_sum_though_its_calls_are_shared(world: World) -> None:
     """And its gradient the weighted sum of gradients, in the direction that finite differences
     confirm."""
