@@ -4,7 +4,6 @@ here and programs that a test starts have them too."""
 import hashlib
 import os
 import platform
-from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -85,15 +84,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name the long tests, and why they are."""
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = {}
     reasons: dict[str, str] = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport):
-                seconds[report.nodeid] += report.duration
+                seconds[report.nodeid] = seconds.get(report.nodeid, 0.0) + report.duration
                 reasons |= {report.nodeid: str(dict(report.user_properties).get("long", ""))}
-    long = [(name, taken) for name, taken in seconds.most_common() if taken > LONG]
+    long = [(name, taken) for name, taken in seconds.items() if taken > LONG]
     if long:
         terminalreporter.section(f"tests over {LONG} s, and why")
-    for name, taken in long:
+    for name, taken in sorted(long, key=lambda x: -x[1]):
         terminalreporter.line(f"{taken:.0f} s {name}: {reasons[name] or 'gives no reason'}")

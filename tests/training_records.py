@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from ie_jax.diffusion.trajectory import walk_all
 from ie_jax.models.lpips import lpips, lpips_shapes, per_layer
 from ie_jax.models.networks import Networks, encode_text, vae
 from ie_jax.models.pixels import from_uint8
 from ie_jax.training import cycle
-from ie_jax.training.cycle import LATENT, CycleConfig, Example, Frozen, models_of, updates
+from ie_jax.training.cycle import LATENT, CycleConfig, Example, Frozen, make_loss, models_of
 from ie_jax.training.losses import pseudo_huber, squared
 from ie_jax.weights.convert import convert, find, flatten
 from ie_jax.weights.names import LORA, LPIPS
@@ -33,6 +34,7 @@ Ours = dict[str, Any]
 STEPS = ("1_forward", "2_align", "3_preserve")
 LOSSES = {"forward": "distillation", "align": "cycle", "preserve": "preservation"}
 """The records' names of the losses, in the order of their updates, and ours."""
+WEIGHTS = {"distillation": 1.0, "cycle": 1.0, "preservation": 1.5}
 KINDS = {"l2": 0, "huber": 1}
 GIVEN: Any = "given"
 """The distance between latents that a batch names by its `kind`."""
@@ -52,24 +54,26 @@ def nchw(x: Any) -> np.ndarray:
 def value_and_gradient(
     config: CycleConfig,
     networks: Networks,
-    name: str,
+    names: tuple[str, ...],
+    weights: Any,
     lora: Any,
     frozen: Frozen,
     example: Example,
     kind: Any,
 ) -> tuple[Any, Any]:
-    """An unweighted loss, and the gradient of the weighted one.
+    """The unweighted losses of these names, and the gradient of their weighted sum.
 
-    Which distance GIVEN is, is a matter of data, so that one program serves all kinds of records.
+    The weights, and which distance GIVEN is, are a matter of data, so that one program serves all
+    losses and all kinds of records.
     """
 
     def given(x: Any, y: Any) -> Any:
         return jnp.where(kind == KINDS["l2"], squared(x, y), pseudo_huber(x, y))
 
     with mock.patch.dict(cycle.LATENT, {GIVEN: given}):
-        loss = updates(config, networks)[name]
+        loss = make_loss(config, networks, {name: weights[name] for name in names})
         (_, values), slope = jax.value_and_grad(loss, has_aux=True)(lora, frozen, example)
-    return values[name], slope
+    return values, slope
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -79,18 +83,23 @@ def intermediates(networks: Networks, lora: Any, frozen: Frozen, example: Exampl
     eps = models_of(networks, lora, frozen, example.context)
     leads = {name: make(config, example, schedule) for name, make in cycle.LEADS.items()}
     led = walk_all(eps, schedule.abar, leads)
-    aims = cycle.aims_of(config, networks, eps, example, schedule, cycle.AIMS)
+    aims = {
+        name: make(example, schedule, leads.get(name), led.get(name))
+        for name, make in cycle.AIMS.items()
+    }
     walked = walk_all(eps, schedule.abar, {name: aim.chain for name, aim in aims.items()})
     at, kept = leads["distillation"], aims["preservation"]
     t, w = at.t[0], jnp.zeros(at.t[0].shape)
+    models = jnp.array([cycle.FORWARD, cycle.TEACHER])
+    student_eps, teacher_eps = lax.map(lambda model: eps(model, at.start, t, w), models)
     return {
         "fwd.start_timesteps": t,
         "fwd.next_timesteps": at.s[0],
         "fwd.boundary_timesteps": at.s[1],
         "fwd.noisy": at.start,
-        "fwd.student_eps": eps(jnp.int32(cycle.FORWARD), at.start, t, w),
+        "fwd.student_eps": student_eps,
         "fwd.student_pred": walked["distillation"][-1],
-        "fwd.teacher_eps": eps(jnp.int32(cycle.TEACHER), at.start, t, w),
+        "fwd.teacher_eps": teacher_eps,
         "fwd.x_next": led["distillation"][0],
         "fwd.target": aims["distillation"].target,
         "align.trajectory": walked["cycle"],
@@ -193,7 +202,10 @@ class Training:
             execution = replace(networks.execution, remat_block=True)
             networks = replace(networks, execution=execution)
         arguments = (lora, batch.frozen, batch.example, number)
-        return jax.block_until_ready(value_and_gradient(config, networks, name, *arguments))
+        names = (name,) if of_images else tuple(LOSSES.values())
+        weights = {x: jnp.float32(WEIGHTS[x] if x == name else 0) for x in names}
+        values, slope = value_and_gradient(config, networks, names, weights, *arguments)
+        return jax.block_until_ready((values[name], slope))
 
     @functools.cache  # noqa: B019  lives as long as the command
     def alone(self, step: str, kind: str) -> tuple[Any, Any]:

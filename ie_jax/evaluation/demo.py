@@ -16,6 +16,7 @@ from ie_jax.editing.images import check_writable, save_image
 from ie_jax.evaluation.metrics import psnr, squared_error
 from ie_jax.evaluation.world import GUIDERS, RESCALING
 from ie_jax.files import appearing_whole
+from ie_jax.models.execution import Execution
 from ie_jax.progress import Stages
 
 DESCRIPTION = """Invert and edit scenes of the embedded world with the model that comes along, and
@@ -47,6 +48,7 @@ class DemoConfig:
             noise_rescaling_setup=RESCALING,
             match_statistics=False,
             start_noise=False,
+            execution=Execution(optimise=False),
         )
     )
 

@@ -5,6 +5,7 @@ of loops; inside, JAX's own gradients become naive loops, ten times slower. Here
 written in that form to begin with.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float
 from ie_jax.models.execution import exact
 
 Pair = tuple[int, int]
-Padding = tuple[Pair, Pair]
+Padding = Sequence[Pair]
 
 
 def direct(
@@ -84,7 +85,7 @@ def cpu_gradients(
         around.append((window - 1 - low, side + low - reached))
         within.append((low, window - 1 + reached - side - low))
     turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    of_x = direct(slope, turned, (1, 1), tuple(around), stride)
+    of_x = direct(slope, turned, (1, 1), around, stride)
     # The kernel's gradient sums over images: they are the channels, and channels the images.
     of_kernel = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0),

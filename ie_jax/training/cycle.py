@@ -311,7 +311,9 @@ def cycle_distance(
     return (jax.checkpoint(of_decoded) if remat else of_decoded)(z)
 
 
-def make_loss(config: CycleConfig, networks: Networks, weights: Mapping[str, float]) -> Loss:
+def make_loss(
+    config: CycleConfig, networks: Networks, weights: Mapping[str, float | Float[Array, ""]]
+) -> Loss:
     """The weighted sum of the losses named."""
     latent = LATENT[config.latent_distance]
 

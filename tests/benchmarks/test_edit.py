@@ -27,6 +27,7 @@ def test_table_relates_ours_to_torch() -> None:
     assert "0.50 times" in lines[-1]
 
 
+@pytest.mark.slow
 def test_measures_a_start_and_warm_edits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,8 +26,8 @@ def test_gradients_are_those_of_jax(
     sides: tuple[int, int], window: int, stride: int, padding: Padding
 ) -> None:
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, *sides, 5), np.float32)
-    kernel = rng.standard_normal((window, window, 5, 7), np.float32)
+    x: Any = rng.standard_normal((2, *sides, 5), np.float32)
+    kernel: Any = rng.standard_normal((window, window, 5, 7), np.float32)
     how = ((stride, stride), padding)
     y = direct(x, kernel, *how)
     np.testing.assert_array_equal(convolution(x, kernel, *how), y)
