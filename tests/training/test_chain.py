@@ -82,6 +82,7 @@ def validations(run: Path) -> list[float]:
     return [line["validation/mse"] for line in lines if "validation/mse" in line]
 
 
+@pytest.mark.long("the first one trains all seven stages")
 @pytest.mark.parametrize("stage", ["autoencoder", "denoiser"])
 def test_training_goes_on_from_a_model(chain: dict[str, Path], stage: str, tmp_path: Path) -> None:
     new = run(stage, chain[stage], tmp_path / "on", "--start", "model").parent

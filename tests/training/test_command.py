@@ -50,6 +50,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long("the first one trains: three starts of the command, one program")
 def test_a_resumed_run_equals_an_uninterrupted_one(whole: Path, tmp_path: Path) -> None:
     tiny(tmp_path / "parts", "--steps", "2")
     tiny(tmp_path / "parts", "--resume")
@@ -67,6 +68,7 @@ def encode_debug_images(folder: Path, *options: str) -> None:
     ])  # fmt: skip
 
 
+@pytest.mark.long("the step on latents is a program of its own")
 def test_training_on_cached_latents_is_training_on_the_pictures(
     whole: Path, tmp_path: Path
 ) -> None:

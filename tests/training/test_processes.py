@@ -43,6 +43,7 @@ def train(folder: Path, *options: str) -> subprocess.Popen[str]:
     return start([*command, "--output", str(folder), "--save-every", "2", "--quiet", *options])
 
 
+@pytest.mark.long("six processes start, two at a time")
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     whole = np.array(json.loads(program(tmp_path / "whole", 8)))
     for process in pair(tmp_path / "parts", 5):

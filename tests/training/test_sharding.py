@@ -15,6 +15,7 @@ from ie_jax.training.sharding import cut, make_mesh
 from tests.conftest import ROOT
 
 
+@pytest.mark.long("the step is compiled for one device and for eight")
 def test_eight_devices_give_the_loss_and_the_gradient_of_one() -> None:
     command = [sys.executable, "-m", "tests.training.eight_devices"]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
