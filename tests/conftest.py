@@ -44,9 +44,10 @@ def optimised() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+        before = jax.config.jax_disable_most_optimizations  # type: ignore[attr-defined]
         jax.config.update("jax_disable_most_optimizations", False)
         yield
-        jax.config.update("jax_disable_most_optimizations", True)
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,7 +23,7 @@ from ie_jax.models.networks import Networks, encode_text, vae
 from ie_jax.models.pixels import from_uint8
 from ie_jax.training import cycle
 from ie_jax.training.cycle import LATENT, CycleConfig, Example, Frozen, make_loss, models_of
-from ie_jax.training.losses import pseudo_huber, squared
+from ie_jax.training.losses import FORWARD, TEACHER, pseudo_huber, squared
 from ie_jax.weights.convert import convert, find, flatten
 from ie_jax.weights.names import LORA, LPIPS
 from ie_jax.weights.pipeline import Weights
@@ -34,7 +34,6 @@ Ours = dict[str, Any]
 STEPS = ("1_forward", "2_align", "3_preserve")
 LOSSES = {"forward": "distillation", "align": "cycle", "preserve": "preservation"}
 """The records' names of the losses, in the order of their updates, and ours."""
-WEIGHTS = {"distillation": 1.0, "cycle": 1.0, "preservation": 1.5}
 KINDS = {"l2": 0, "huber": 1}
 GIVEN: Any = "given"
 """The distance between latents that a batch names by its `kind`."""
@@ -90,7 +89,7 @@ def intermediates(networks: Networks, lora: Any, frozen: Frozen, example: Exampl
     walked = walk_all(eps, schedule.abar, {name: aim.chain for name, aim in aims.items()})
     at, kept = leads["distillation"], aims["preservation"]
     t, w = at.t[0], jnp.zeros(at.t[0].shape)
-    models = jnp.array([cycle.FORWARD, cycle.TEACHER])
+    models = jnp.array([FORWARD, TEACHER])
     student_eps, teacher_eps = lax.map(lambda model: eps(model, at.start, t, w), models)
     return {
         "fwd.start_timesteps": t,
@@ -203,7 +202,8 @@ class Training:
             networks = replace(networks, execution=execution)
         arguments = (lora, batch.frozen, batch.example, number)
         names = (name,) if of_images else tuple(LOSSES.values())
-        weights = {x: jnp.float32(WEIGHTS[x] if x == name else 0) for x in names}
+        own = getattr(config, f"{name}_weight")
+        weights = {x: jnp.float32(own if x == name else 0) for x in names}
         values, slope = value_and_gradient(config, networks, names, weights, *arguments)
         return jax.block_until_ready((values[name], slope))
 

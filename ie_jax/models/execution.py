@@ -50,8 +50,7 @@ class Execution:
     unroll: int = 1
     """Steps of a scan written out as one: more make a program longer to compile."""
     optimise: bool = True
-    """False: on a CPU, programs are compiled in two thirds of the time and run half as fast, for
-    short runs."""
+    """False: on a CPU, programs are compiled sooner and run slower, for short runs."""
 
     @property
     def compiler_options(self) -> dict[str, bool | str]:

@@ -16,12 +16,21 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ie_jax.diffusion.schedule import BOUNDARIES, Schedule
-from ie_jax.diffusion.trajectory import Chain, chain, walk_all
+from ie_jax.diffusion.trajectory import Chain, walk_all
 from ie_jax.errors import UserError
 from ie_jax.models.networks import Context, Latents, Networks, any_denoiser, encode_text
-from ie_jax.training.cycle import BACKWARD, FORWARD, TEACHER, reconstruction_metrics
+from ie_jax.training.cycle import reconstruction_metrics
 from ie_jax.training.denoiser import latent_shape, latents_of
-from ie_jax.training.losses import arrival, forward_grid, noised, pseudo_huber
+from ie_jax.training.losses import (
+    BACKWARD,
+    FORWARD,
+    distillation_aim,
+    distillation_lead,
+    forward_grid,
+    preservation_aim,
+    preservation_lead,
+    pseudo_huber,
+)
 from ie_jax.training.stage import Metrics, Stage, Tree
 
 
@@ -129,41 +138,31 @@ def losses(
     grid = (config.grid_start, config.grid_steps, boundaries, len(abar))
     up, down = example.segments[:, 0], example.segments[:, 1]
 
-    def distillation(student: int, at: tuple[Array, Array, Array], w: Array) -> Chain:
-        t, next_t, s = at
-        z = noised(abar, example.latents, example.noise, t)
-        t, s, w = jnp.stack([t, next_t]), jnp.stack([next_t, s]), jnp.stack([w, w])
-        return chain(z, [TEACHER, student], t, s, w, [False, True])
-
-    def preservation(other: int, t: Array, s: Array) -> Chain:
-        z = noised(abar, example.latents, example.noise, t)
-        return chain(z, [other], t[None], s[None])
+    drawn = (abar, example.latents, example.noise)
+    zero = jnp.zeros(example.w.shape)
 
     def walk(params: Tree, chains: Mapping[str, Chain]) -> dict[str, Array]:
         loras = (params["forward"], params["backward"], None)
         eps = any_denoiser(networks, frozen.unet, loras, example.context)
         return walk_all(eps, abar, chains, networks.execution.unroll)
 
-    forward_up = forward_grid(example.up, *grid)
+    grids = forward_grid(example.up, *grid), backward_grid(example.down, *grid)
     leads = {
-        "forward": distillation(FORWARD, forward_up, jnp.zeros(example.w.shape)),
-        "backward": distillation(BACKWARD, backward_grid(example.down, *grid), example.w),
-        "forward_preservation": preservation(BACKWARD, boundaries[up], ends[up]),
-        "backward_preservation": preservation(FORWARD, ends[down], boundaries[down]),
+        "forward": distillation_lead(FORWARD, *drawn, grids[0], zero),
+        "backward": distillation_lead(BACKWARD, *drawn, grids[1], example.w),
+        "forward_preservation": preservation_lead(BACKWARD, *drawn, boundaries[up], ends[up]),
+        "backward_preservation": preservation_lead(FORWARD, *drawn, ends[down], boundaries[down]),
     }
     led = walk(lax.stop_gradient(params), leads)
-    students = {"forward": FORWARD, "backward": BACKWARD}
-    chains, targets = {}, {}
-    for name, student in students.items():
-        lead = leads[name]
-        chains[name] = chain(lead.start, [student], lead.t[:1], lead.s[1:], lead.w[:1])
-        targets[name] = arrival(lead, led[name])
-        name = f"{name}_preservation"
-        lead = leads[name]
-        chains[name] = chain(led[name][-1], [student], lead.s, lead.t)
-        targets[name] = lead.start
+    aims = {
+        name: (preservation_aim if "preservation" in name else distillation_aim)(
+            FORWARD if "forward" in name else BACKWARD, lead, led[name]
+        )
+        for name, lead in leads.items()
+    }
+    ends_of = walk(params, {name: aim.chain for name, aim in aims.items()})
     values = {
-        name: pseudo_huber(z[-1], targets[name]).mean() for name, z in walk(params, chains).items()
+        name: pseudo_huber(ends_of[name][-1], aim.target).mean() for name, aim in aims.items()
     }
     distilled = values["forward"] + values["backward"]
     preserved = values["forward_preservation"] + values["backward_preservation"]

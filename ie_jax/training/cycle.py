@@ -7,7 +7,7 @@ and distillation (the forward model should remain what it was distilled to be).
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ from ie_jax.diffusion.schedule import BOUNDARIES, Schedule, make_schedule
 from ie_jax.diffusion.trajectory import (
     AnyDenoiser,
     Chain,
-    chain,
     per_step,
     there_and_back,
     walk_all,
@@ -31,11 +30,17 @@ from ie_jax.models.lpips import lpips
 from ie_jax.models.networks import Context, Latents, Networks, any_denoiser, encode_text, vae
 from ie_jax.models.pixels import Image, from_uint8, to_uint8
 from ie_jax.training.losses import (
+    BACKWARD,
+    FORWARD,
+    Aim,
     Distance,
-    arrival,
+    distillation_aim,
+    distillation_lead,
     forward_grid,
     noised,
     patchwise,
+    preservation_aim,
+    preservation_lead,
     pseudo_huber,
     psnr,
     squared,
@@ -132,17 +137,6 @@ class Example:
     """What LPIPS compares the reconstruction with, in [-1, 1], not clamped."""
 
 
-class Aim(NamedTuple):
-    """A loss: where a chain of steps should end."""
-
-    chain: Chain
-    target: Latents
-
-
-FORWARD, BACKWARD, TEACHER = range(3)
-"""The models of a batch, by the numbers that chains name."""
-
-
 def cycle_schedule(config: CycleConfig, betas: tuple[float, float, int]) -> Schedule:
     """The cycle's steps: w = 0 in the first step of generation, the config's from the second on."""
     guidance = [0.0] + [config.guidance] * (len(config.boundaries) - 1)
@@ -225,38 +219,29 @@ def models_of(networks: Networks, lora: Tree, frozen: Frozen, context: Context) 
     return any_denoiser(networks, frozen.unet, (lora, frozen.backward, None), context)
 
 
-def distillation_lead(config: CycleConfig, example: Example, schedule: Schedule) -> Chain:
-    """From a point of the teacher's grid: the teacher's step, then the forward model's own to the
-    next boundary."""
-    t, next_t, s = forward_grid(
+def lead_of_distillation(config: CycleConfig, example: Example, schedule: Schedule) -> Chain:
+    """From a point of the teacher's grid to the next boundary, w = 0."""
+    at = forward_grid(
         example.index, config.grid_start, config.grid_steps, schedule.forward_s, len(schedule.abar)
     )
-    z = noised(schedule.abar, example.latents, example.noise, t)
-    t, s = jnp.stack([t, next_t]), jnp.stack([next_t, s])
-    return chain(z, [TEACHER, FORWARD], t, s, hard=[False, True])
+    return distillation_lead(FORWARD, schedule.abar, example.latents, example.noise, at)
 
 
-def preservation_lead(config: CycleConfig, example: Example, schedule: Schedule) -> Chain:
-    """The backward model's step over a segment."""
-    upper = schedule.forward_s[example.segment]
+def lead_of_preservation(config: CycleConfig, example: Example, schedule: Schedule) -> Chain:
+    """The backward model's step down a segment."""
     ends = jnp.concatenate([jnp.array([config.grid_start]), schedule.forward_s[:-1]])
-    z = noised(schedule.abar, example.latents, example.noise, upper)
-    return chain(z, [BACKWARD], upper[None], ends[example.segment][None])
+    upper, lower = (x[example.segment] for x in (schedule.forward_s, ends))
+    return preservation_lead(BACKWARD, schedule.abar, example.latents, example.noise, upper, lower)
 
 
 LEADS: dict[str, Callable[[CycleConfig, Example, Schedule], Chain]] = {
-    "distillation": distillation_lead,
-    "preservation": preservation_lead,
+    "distillation": lead_of_distillation,
+    "preservation": lead_of_preservation,
 }
 """What losses compute first, without gradient."""
 
 
-def distillation(example: Example, schedule: Schedule, lead: Chain, led: Array) -> Aim:
-    """Consistency distillation: in one step to where the lead ends."""
-    return Aim(chain(lead.start, [FORWARD], lead.t[:1], lead.s[1:]), arrival(lead, led))
-
-
-def cycle(example: Example, schedule: Schedule, lead: None, led: None) -> Aim:
+def round_trip(example: Example, schedule: Schedule) -> Aim:
     """The whole way to noise and back; the target is the start."""
     t = per_step(schedule.forward_t, len(example.latents))[0]
     z = noised(schedule.abar, example.latents, example.noise, t)
@@ -265,15 +250,10 @@ def cycle(example: Example, schedule: Schedule, lead: None, led: None) -> Aim:
     return Aim(way, example.latents)
 
 
-def preservation(example: Example, schedule: Schedule, lead: Chain, led: Array) -> Aim:
-    """Forward preservation: back to where the backward model's step came from."""
-    return Aim(chain(led[-1], [FORWARD], lead.s, lead.t), lead.start)
-
-
-AIMS: dict[str, Callable[..., Aim]] = {
-    "distillation": distillation,
-    "cycle": cycle,
-    "preservation": preservation,
+AIMS: dict[str, Callable[[Example, Schedule, Any, Any], Aim]] = {
+    "distillation": lambda example, schedule, *lead: distillation_aim(FORWARD, *lead),
+    "cycle": lambda example, schedule, *lead: round_trip(example, schedule),
+    "preservation": lambda example, schedule, *lead: preservation_aim(FORWARD, *lead),
 }
 """The losses in their published order: (example, schedule, lead, its latents) -> aim."""
 

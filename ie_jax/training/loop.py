@@ -148,9 +148,18 @@ def train(
             or the checkpoints cannot be used.
     """
     trainer = Trainer(
-        stage, frozen, mesh, loader, folder, plan, held_out, dict(settings or {}), export, announce
+        stage,
+        frozen,
+        mesh,
+        loader,
+        folder,
+        plan,
+        held_out,
+        dict(settings or {}),
+        export,
+        dict(compiler_options or {}),
+        announce,
     )
-    trainer.compiler_options = dict(compiler_options or {})
     main = jax.process_index() == 0
     with ExitStack() as stack:
         trainer.checkpoints = Checkpoints(folder / CHECKPOINTS, plan.keep, say if main else silent)
@@ -190,7 +199,6 @@ class Trainer:
     checkpoints: Checkpoints
     journal: Journal | None = None
     state: State
-    compiler_options: dict[str, Any]
 
     def __init__(
         self,
@@ -203,11 +211,13 @@ class Trainer:
         held_out: HeldOut | None,
         settings: dict[str, Any],
         export: Export,
+        compiler_options: dict[str, Any],
         announce: Announce,
     ) -> None:
         self.stage, self.mesh, self.loader, self.plan = stage, mesh, loader, plan
         self.folder, self.settings = folder, settings
         self.write_export, self.announce = export, announce
+        self.compiler_options = compiler_options
         self.frozen = place(frozen, shardings_of_frozen(mesh, frozen))
         self.held_out = held_out if stage.evaluate else None
         self.validate: Callable[..., Any] | None = None

@@ -5,13 +5,14 @@ where the method says so.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ie_jax.diffusion.consistency import Latents, add_noise
-from ie_jax.diffusion.trajectory import Chain
+from ie_jax.diffusion.trajectory import Chain, chain
 from ie_jax.models.pixels import Image
 
 Levels = Float[Array, " T"]
@@ -80,11 +81,58 @@ def patchwise(distance: Distance, size: int, stride: int, layout: str = "windows
     return mean
 
 
-def arrival(lead: Chain, led: Float[Array, "2 b h w c"]) -> Latents:
-    """What distillation aims at: where the student's own step ends after the teacher's, or where
-    the teacher's does if that is at the boundary already."""
-    arrived = lead.t[1] == lead.s[1]
-    return jnp.where(arrived[:, None, None, None], led[0], led[1])
+FORWARD, BACKWARD, TEACHER = range(3)
+"""The models of a batch, by the numbers that chains name."""
+
+
+class Aim(NamedTuple):
+    """A loss between latents: where a chain of steps should end."""
+
+    chain: Chain
+    target: Latents
+
+
+def distillation_lead(
+    student: int,
+    abar: Levels,
+    z: Latents,
+    noise: Latents,
+    at: tuple[Timesteps, Timesteps, Timesteps],
+    w: PerImage | None = None,
+) -> Chain:
+    """What distillation computes first, without gradient: from z at t the teacher's step to the
+    next t of its grid, then the student's own to the boundary. `at` holds these three."""
+    t, next_t, s = at
+    guidance = None if w is None else jnp.stack([w, w])
+    return chain(
+        noised(abar, z, noise, t),
+        [TEACHER, student],
+        jnp.stack([t, next_t]),
+        jnp.stack([next_t, s]),
+        guidance,
+        hard=[False, True],
+    )
+
+
+def distillation_aim(student: int, lead: Chain, led: Float[Array, "2 b h w c"]) -> Aim:
+    """In one step to where the lead ends: its second latent, or its first where the teacher is at
+    the boundary already."""
+    arrived = (lead.t[1] == lead.s[1])[:, None, None, None]
+    step = chain(lead.start, [student], lead.t[:1], lead.s[1:], lead.w[:1])
+    return Aim(step, jnp.where(arrived, led[0], led[1]))
+
+
+def preservation_lead(
+    other: int, abar: Levels, z: Latents, noise: Latents, t: Timesteps, s: Timesteps
+) -> Chain:
+    """What preservation computes first, without gradient: the opposite model's step over a segment,
+    from z at t to s, w = 0."""
+    return chain(noised(abar, z, noise, t), [other], t[None], s[None])
+
+
+def preservation_aim(student: int, lead: Chain, led: Float[Array, "1 b h w c"]) -> Aim:
+    """Back to where the lead began."""
+    return Aim(chain(led[0], [student], lead.s, lead.t), lead.start)
 
 
 def forward_grid(

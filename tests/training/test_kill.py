@@ -88,12 +88,16 @@ def test_a_run_killed_at_random_moments_equals_an_uninterrupted_one(
 def kill_again_and_again(
     server: Server, tmp_path: Path, moments: Sequence[tuple[int, float]]
 ) -> None:
-    """Kill a run after so many steps and seconds, resume it, and so on; then let it end."""
+    """Kill a run after so many steps and seconds, resume it, and so on; then let it end.
+
+    A run that was finished before is begun anew and killed at that moment again.
+    """
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     server.start(whole)
     assert server.answer() == 0, server.log.read_text()
     kills = 0
-    for steps, seconds in moments:
+    while kills < len(moments):
+        steps, seconds = moments[kills]
         pid, told = server.start(parts), server.steps_told()
         end = time.monotonic() + 120
         while server.steps_told() < told + steps and time.monotonic() < end:
@@ -106,7 +110,6 @@ def kill_again_and_again(
         if status == 0:  # finished before: once more
             same_result(whole, parts)
             shutil.rmtree(parts)
-    assert kills
     server.start(parts)
     assert server.answer() == 0, server.log.read_text()
     same_result(whole, parts)

@@ -1,15 +1,19 @@
 """The losses' parts, against their formulas."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ie_jax.diffusion.schedule import BOUNDARIES
-from ie_jax.diffusion.trajectory import chain
+from ie_jax.diffusion.consistency import add_noise, consistency_step
+from ie_jax.diffusion.schedule import BOUNDARIES, cumulative_alphas
+from ie_jax.diffusion.trajectory import Chain, walk_all
 from ie_jax.training import losses
 
+ABAR = jnp.asarray(cumulative_alphas())
 RNG = np.random.default_rng(0)
 
 
@@ -95,11 +99,60 @@ def test_the_grid_meets_every_boundary() -> None:
         assert s == min(x for x in BOUNDARIES if x >= b)
 
 
+def walked(eps: Any, lead: Chain) -> Any:
+    return walk_all(eps, ABAR, {"lead": lead})["lead"]
+
+
+def test_an_exact_teacher_carries_a_latent_along_its_own_noise() -> None:
+    z, noise = latents(), latents()
+    t, s = jnp.array([19, 500, 979]), jnp.array([39, 520, 999])
+    lead = losses.distillation_lead(losses.FORWARD, ABAR, z, noise, (t, s, s))
+    end = walked(lambda *_: noise, lead)[0]
+    np.testing.assert_allclose(end, add_noise(ABAR, z, noise, s), atol=2e-4)
+    # Unlike a consistency step's, a teacher's step to 0 keeps the noise of timestep 0.
+    zero = jnp.zeros(3, jnp.int32)
+    lead = losses.distillation_lead(losses.BACKWARD, ABAR, z, noise, (t, zero, zero))
+    to_zero = walked(lambda *_: noise, lead)[0]
+    np.testing.assert_allclose(to_zero, add_noise(ABAR, z, noise, zero), atol=2e-4)
+
+
 def test_where_the_teacher_arrives_at_the_boundary_its_result_is_the_target() -> None:
-    t, s = jnp.array([[239, 219], [259, 239]]), jnp.array([[259, 239], [259, 259]])
-    lead, led = chain(latents(2), [1, 0], t, s), jnp.stack([latents(2), latents(2)])
-    target = losses.arrival(lead, led)
-    np.testing.assert_array_equal(target, [led[0, 0], led[1, 1]])
+    z, noise, eps = latents(2), latents(2), latents(2)
+    t, after, boundary = jnp.array([239, 219]), jnp.array([259, 239]), jnp.array([259, 259])
+    w = jnp.array([0.0, 3.0])
+
+    def teacher_and_student(model: Any, z: Any, t: Any, w: Any) -> Any:
+        own = 0.5 * z + w[:, None, None, None]
+        return jnp.where(model == losses.TEACHER, eps, own)
+
+    lead = losses.distillation_lead(losses.FORWARD, ABAR, z, noise, (t, after, boundary), w)
+    aim = losses.distillation_aim(losses.FORWARD, lead, walked(teacher_and_student, lead))
+    start = add_noise(ABAR, z, noise, t)
+    arrived = consistency_step(ABAR, start, eps, t, after)
+    own = 0.5 * arrived + w[:, None, None, None]
+    on = consistency_step(ABAR, arrived, own, after, boundary)
+    np.testing.assert_allclose(aim.target[0], arrived[0], rtol=1e-6)
+    np.testing.assert_allclose(aim.target[1], on[1], rtol=1e-5)
+    assert np.abs(np.asarray(arrived[1] - on[1])).max() > 1e-3
+    np.testing.assert_allclose(aim.chain.start, start, rtol=1e-6)
+    assert aim.chain.model.tolist() == [losses.FORWARD] and aim.chain.w.tolist() == [[0, 3]]
+    assert (aim.chain.t[0] == t).all() and (aim.chain.s[0] == boundary).all()
+
+
+def test_preservation_starts_where_the_opposite_step_ends() -> None:
+    z, noise, eps = latents(), latents(), latents()
+    t, s = jnp.array([259, 519, 999]), jnp.array([19, 259, 779])
+    lead = losses.preservation_lead(losses.BACKWARD, ABAR, z, noise, t, s)
+
+    def backward(model: Any, z: Any, t: Any, w: Any) -> Any:
+        return jnp.where(model == losses.BACKWARD, eps, jnp.nan) + w[:, None, None, None]
+
+    aim = losses.preservation_aim(losses.FORWARD, lead, walked(backward, lead))
+    begun = add_noise(ABAR, z, noise, t)
+    np.testing.assert_allclose(aim.chain.start, consistency_step(ABAR, begun, eps, t, s), rtol=1e-6)
+    np.testing.assert_allclose(aim.target, begun, rtol=1e-6)
+    assert aim.chain.model.tolist() == [losses.FORWARD]
+    assert (aim.chain.t[0] == s).all() and (aim.chain.s[0] == t).all()
 
 
 @pytest.mark.parametrize("size", [5, 9])
