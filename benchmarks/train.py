@@ -502,7 +502,7 @@ def orders_table(
             name,
             shown(x, 1e-12),
             f"{100 * (x / first - 1):+.1f}",
-            f"+{3 * kernels / 1e9:.3g} (two merged copies, one gradient)"
+            f"+{2 * kernels / 1e9:.3g} (one merged copy, one gradient)"
             if plans[name].lora == "merge"
             else "-",
         ]
