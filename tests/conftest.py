@@ -1,6 +1,7 @@
 """What all tests share. Settings travel through the environment, so that nothing heavy is imported
 here and programs that a test starts have them too."""
 
+import gc
 import hashlib
 import os
 import platform
@@ -48,6 +49,14 @@ def optimised() -> Iterator[None]:
         yield
     quick = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"].lower() not in ("0", "false", "no", "off")
     jax.config.update("jax_disable_most_optimizations", quick)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_garbage() -> None:
+    """What JAX keeps of the files before is not searched for garbage again and again, which took a
+    quarter of the time of the tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

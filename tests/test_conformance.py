@@ -31,8 +31,13 @@ def passes(goldens: Path, *only: str) -> None:
 
 
 @pytest.mark.long("a guided edit and its replay at the recorded size, with optimisation")
+def test_parts_and_the_published_edit_reproduce_the_recorded_ones(goldens: Path) -> None:
+    passes(goldens, "[AB]*", "E0*")
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_editing_reproduces_the_recorded_ones(goldens: Path) -> None:
+def test_all_edits_reproduce_the_recorded_ones(goldens: Path) -> None:
     passes(goldens, "[ABCDE]*")
 
 

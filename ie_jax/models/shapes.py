@@ -1,6 +1,7 @@
 """The weight tree of each network as shapes, and random weights of such shapes."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import jax
@@ -14,29 +15,47 @@ from ie_jax.models.unet import UNet
 from ie_jax.models.vae import VAE
 
 
-def param_shapes(module: nn.Module, *inputs: Any) -> dict[str, Any]:
+def array(*shape: int) -> jax.ShapeDtypeStruct:
+    """An input of floating numbers."""
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def integers(*shape: int) -> jax.ShapeDtypeStruct:
+    """An input of timesteps or token ids."""
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def param_shapes(module: nn.Module, *inputs: jax.ShapeDtypeStruct) -> dict[str, Any]:
     """The `params` tree of a module, leaves as `jax.ShapeDtypeStruct`; nothing is computed."""
-    params: dict[str, Any] = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    return jax.tree.map(lambda shape: shape, traced(module, inputs))
+
+
+@cache
+def traced(module: nn.Module, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> dict[str, Any]:
+    """Tracing takes a second; a run asks for the shapes of one network several times."""
+    key = jax.eval_shape(jax.random.key, 0)
+    params: dict[str, Any] = jax.eval_shape(module.init, key, *inputs)["params"]
     return params
 
 
 def unet_shapes(config: UNetConfig) -> dict[str, Any]:
     """The base weights of a UNet."""
     side = 2 ** (len(config.block_out_channels) - 1)
-    z = jnp.zeros((1, side, side, config.in_channels))
-    context = jnp.zeros((1, 1, config.cross_attention_dim))
-    return param_shapes(UNet(config), z, jnp.zeros(1, jnp.int32), jnp.zeros(1), context)
+    latents = array(1, side, side, config.in_channels)
+    return param_shapes(
+        UNet(config), latents, integers(1), array(1), array(1, 1, config.cross_attention_dim)
+    )
 
 
 def vae_shapes(config: VAEConfig) -> dict[str, Any]:
     """The weights of an autoencoder."""
     channels = config.in_channels // config.patch_size**2
-    return param_shapes(VAE(config), jnp.zeros((1, config.factor, config.factor, channels)))
+    return param_shapes(VAE(config), array(1, config.factor, config.factor, channels))
 
 
 def text_encoder_shapes(config: TextConfig) -> dict[str, Any]:
     """The weights of a text encoder."""
-    return param_shapes(TextEncoder(config), jnp.zeros((1, 1), jnp.int32))
+    return param_shapes(TextEncoder(config), integers(1, 1))
 
 
 def draw(shapes: Mapping[str, Any], seed: int) -> dict[str, Any]:

@@ -32,8 +32,10 @@ def no_word_of_the_unfinished() -> Iterator[None]:
     usual, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         yield
-    finally:
+    except Exception:
         gc.collect()
+        raise
+    finally:
         sys.unraisablehook = usual
 
 
@@ -145,7 +147,6 @@ class Checkpoints:
                 "the disk and use --resume"
             ) from error
 
-    @no_word_of_the_unfinished()
     def restore(
         self, like: State, accept: Callable[[Facts], None] = lambda facts: None
     ) -> tuple[State, Facts] | None:
@@ -182,6 +183,7 @@ class Checkpoints:
             )
         return None
 
+    @no_word_of_the_unfinished()
     def read(self, step: int, like: State, accept: Callable[[Facts], None]) -> tuple[State, Facts]:
         """One checkpoint. Raises anything if it is damaged."""
         args = ocp.args.Composite(facts=ocp.args.JsonRestore())

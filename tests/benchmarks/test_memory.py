@@ -23,6 +23,7 @@ def test_takes_every_combination() -> None:
     assert found == {(256, "chunked"), (256, "plain"), (512, "chunked"), (512, "plain")}
 
 
+@pytest.mark.slow
 def test_compiles_an_edit_that_fits_no_weights(capsys: pytest.CaptureFixture[str]) -> None:
     memory.main(["--target", "cpu", "--model", "tiny", "--size", "64", "--guiders", "none"])
     row = capsys.readouterr().out.splitlines()[-1].split(" | ")

@@ -6,8 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from ie_jax.cli import run
 from ie_jax.config import EditConfig, build
 from ie_jax.editing import command as edit_command
 from ie_jax.editing.command import edit
-from ie_jax.weights import pipeline
 from ie_jax.weights.formats import read_tensors
 from ie_jax.weights.sources import FINE_TUNED
 from tests.weights.server import TEACHER
@@ -31,13 +29,9 @@ PROMPTS = ("--source", "a cat", "--target", "a dog")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def started() -> Iterator[None]:
-    """JAX runs before output is captured, and each network's weight tree is worked out once."""
+def started() -> None:
+    """JAX runs before output is captured."""
     jax.devices()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("unet_shapes", "vae_shapes", "text_encoder_shapes"):
-            patch.setattr(pipeline, name, cache(getattr(pipeline, name)))
-        yield
 
 
 @pytest.fixture

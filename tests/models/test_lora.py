@@ -40,7 +40,7 @@ def test_low_rank_path_equals_merged_weights(
     layer: Any, shape: tuple[int, ...], fan_in: int, rank: int
 ) -> None:
     x = random(0, *shape)
-    base = draw(param_shapes(layer, x), 3)
+    base = draw(param_shapes(layer, jax.ShapeDtypeStruct(shape, jnp.float32)), 3)
     lora = layer_lora(layer, fan_in, rank)
     apply: Any = jax.jit(layer.apply)
     low_rank = apply({"params": base, "lora": lora}, x)

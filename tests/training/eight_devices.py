@@ -34,8 +34,9 @@ def main() -> None:
     sharding.SMALLEST = 1  # cut every leaf that can be
     pipeline = random_pipeline()
     weights, arch = pipeline.weights, pipeline.architecture
-    # Without images and teacher: two programs that are sooner compiled.
-    config = CycleConfig("sum", "l2", boundaries=(519, 999), distillation_weight=0.0)
+    # The cycle alone, of latents: two programs that are sooner compiled.
+    alone = {"distillation_weight": 0.0, "preservation_weight": 0.0}
+    config = CycleConfig("sum", "l2", boundaries=(519, 999), **alone)
     execution = Execution().resolve(Precision())
     networks = Networks(arch, execution=execution, lora="low_rank")
     frozen = Frozen(

@@ -40,11 +40,14 @@ EACH = (
     *("--log-every", "1", "--data.validation", "2", "--data.world-scenes", "64", "--quiet"),
     *("--optimiser.warmup-steps", "0", "--optimiser.decay-steps", "9"),
 )
+UNSEEN = ("--data.validation", "0")
+"""Validation is a program of its own, which two stages are enough to test."""
 SHORT: dict[str, tuple[str, ...]] = {
     "perceptual": ("--classifier.widths", "8", "8", "--classifier.depths", "1", "1"),
     "classifier": ("--classifier.widths", "8", "8", "--classifier.depths", "1", "1"),
-    "consistency": ("--consistency.rank", "2"),
-    "cycle": ("--cycle.order", "sum"),
+    "guidance": UNSEEN,
+    "consistency": (*UNSEEN, "--consistency.rank", "2"),
+    "cycle": (*UNSEEN, "--cycle.order", "sum"),
 }
 
 

@@ -1,5 +1,6 @@
 """The model that comes with the package: how it gets there, and how it is loaded."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,12 +31,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
+@pytest.fixture(scope="module")
+def shipped(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model as the package holds it; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("shipped") / "world"
+    ship(trained, folder)
+    return folder
+
+
 @pytest.fixture
-def world(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def world(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The embedded model, and no cache."""
     monkeypatch.setattr(embedded, "WORLD", tmp_path / "world")
     monkeypatch.setenv("IE_JAX_HOME", str(tmp_path / "home"))
-    ship(trained, tmp_path / "world")
+    shutil.copytree(shipped, tmp_path / "world")
     return tmp_path / "world"
 
 
