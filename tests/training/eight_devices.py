@@ -9,6 +9,7 @@ import os
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -35,8 +36,8 @@ def main() -> None:
     pipeline = random_pipeline()
     weights, arch = pipeline.weights, pipeline.architecture
     # The cycle alone, of latents: two programs that are sooner compiled.
-    alone = {"distillation_weight": 0.0, "preservation_weight": 0.0}
-    config = CycleConfig("sum", "l2", boundaries=(519, 999), **alone)
+    alone = CycleConfig("sum", "l2", distillation_weight=0.0, preservation_weight=0.0)
+    config = replace(alone, boundaries=(519, 999))
     execution = Execution().resolve(Precision())
     networks = Networks(arch, execution=execution, lora="low_rank")
     frozen = Frozen(
