@@ -1,7 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-PIP_INSTALL := $(RUN) -m pip install --quiet --no-input
+# Python compiles what it imports; to compile all that is installed would take a minute.
+PIP_INSTALL := $(RUN) -m pip install --quiet --no-input --no-compile
 # Without a GPU the CPU build of torch is enough, and gigabytes smaller than the default one.
 TORCH := $(if $(shell command -v nvidia-smi),,torch==2.13.0)
 
@@ -34,11 +35,13 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps stand for "installed as pyproject.toml asks".
-$(VENV)/.runtime: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+$(VENV)/.runtime: pyproject.toml | $(RUN)
 	$(PIP_INSTALL) --editable .
 	touch $@
 
-$(VENV)/.development: $(VENV)/.runtime
+$(VENV)/.development: pyproject.toml | $(RUN)
 	$(PIP_INSTALL) --editable '.[dev]' $(TORCH)
-	touch $@
+	touch $@ $(VENV)/.runtime
+
+$(RUN):
+	$(PYTHON) -m venv $(VENV)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from ie_jax.errors import UserError
@@ -40,7 +39,7 @@ class Journal:
             (folder / PICTURES).mkdir(parents=True, exist_ok=True)
             keep_until(folder / METRICS, step)
             self.metrics = (folder / METRICS).open("a", encoding="utf-8")
-            self.events = SummaryWriter(str(folder / EVENTS), purge_step=step + 1)
+            self.events = summary_writer()(str(folder / EVENTS), purge_step=step + 1)
         self.quiet = quiet
         # Where there is no terminal, a line per logged step takes the bar's place.
         self.bar = tqdm(
@@ -106,6 +105,20 @@ class Journal:
         for file in (self.metrics, self.events):
             with suppress(OSError):
                 file.close()
+
+
+def summary_writer() -> Any:
+    """The class of tensorboardX. Where torch is installed it would be imported too, for data that
+    is not written here: two seconds of every start."""
+    if "torch" in sys.modules:
+        from tensorboardX import SummaryWriter
+    else:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+        try:
+            from tensorboardX import SummaryWriter
+        finally:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 @contextmanager

@@ -22,7 +22,8 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize("guided", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("guided", [True, False])
 def test_computes_the_same_as_the_editor(checkpoints: Path, guided: bool) -> None:
     config = EditConfig(str(checkpoints), guiders=GUIDERS if guided else ())
     editor = Editor.from_pretrained(config=config, progress=False)

@@ -135,6 +135,7 @@ def outside(*argv: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.slow
 def test_without_an_image_a_guided_demonstration(tmp_path: Path) -> None:
     argv = ["--config", str(ROOT / "configs" / "random.yaml"), "--output", "demo.png"]
     done = outside(*argv, folder=tmp_path)

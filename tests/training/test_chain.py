@@ -47,7 +47,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "classifier": ("--classifier.widths", "8", "8", "--classifier.depths", "1", "1"),
     "guidance": UNSEEN,
     "consistency": (*UNSEEN, "--consistency.rank", "2"),
-    "cycle": (*UNSEEN, "--cycle.order", "sum"),
+    "cycle": (*UNSEEN, "--cycle.order", "sum", "--cycle.preservation-weight", "0"),
 }
 
 
