@@ -2,8 +2,9 @@
 
 A guider is a function of what three network calls return (`ie_jax.models.unet.Out`): the source
 pass (current latent, source prompt), the inversion pass (inversion latent, source prompt) and the
-target pass (current latent, target prompt). It gives one energy per image, float32. To add one,
-write it and name it in GUIDERS.
+target pass (current latent, target prompt), and of whether maps are to be gone through head by
+head, as on a CPU. It gives one energy per image, float32. To add one, write it and name it in
+GUIDERS.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ie_jax.errors import UserError
-from ie_jax.models.attention import Heads, over_query_chunks, probabilities
+from ie_jax.models.attention import (
+    Heads,
+    is_large,
+    over_heads,
+    over_query_chunks,
+    probabilities,
+)
 from ie_jax.models.unet import Out
 
 Energy = Float[Array, " b"]
@@ -30,33 +37,52 @@ class Guider(NamedTuple):
 
 
 def map_difference(
-    q1: Heads, k1: Heads, q2: Heads, k2: Heads, query_chunk: int = QUERY_CHUNK
+    q1: Heads,
+    k1: Heads,
+    q2: Heads,
+    k2: Heads,
+    by_head: bool = False,
+    query_chunk: int = QUERY_CHUNK,
 ) -> Energy:
     """mean((A1 - A2)²) over heads, queries and keys of the maps that queries and keys make.
 
-    The maps of `query_chunk` queries exist at a time, in the backward pass too (0: all at once).
+    The maps of `query_chunk` queries exist at a time, in the backward pass too (0: all at once); on
+    a CPU, `by_head`, those of one head.
     """
     _, n, heads, _ = q1.shape
 
-    def part(q1: Heads, q2: Heads) -> Energy:
-        difference = probabilities(q1, k1) - probabilities(q2, k2)
-        return jnp.sum(difference**2, axis=(1, 2, 3))
+    def total(q1: Heads, k1: Heads, q2: Heads, k2: Heads) -> Energy:
+        def part(q1: Heads, q2: Heads) -> Energy:
+            difference = probabilities(q1, k1) - probabilities(q2, k2)
+            return jnp.sum(difference**2, axis=(1, 2, 3))
 
-    return jnp.sum(over_query_chunks(part, query_chunk, q1, q2), axis=0) / (heads * n * n)
+        return jnp.sum(over_query_chunks(part, query_chunk, q1, q2), axis=0)
+
+    if by_head and is_large(q1, k1):
+        summed = jnp.sum(over_heads(total, q1, k1, q2, k2), axis=0)
+    else:
+        summed = total(q1, k1, q2, k2)
+    return summed / (heads * n * n)
 
 
 def self_attention_energy(
-    source: Out, inversion: Out, target: Out, query_chunk: int = QUERY_CHUNK
+    source: Out,
+    inversion: Out,
+    target: Out,
+    by_head: bool = False,
+    query_chunk: int = QUERY_CHUNK,
 ) -> Energy:
     """Sum over all self-attention layers of mean((A_src - A_inv)²) (method 4)."""
     pairs = zip(source["queries_keys"], inversion["queries_keys"], strict=True)
     return sum(
-        (map_difference(q1, k1, q2, k2, query_chunk) for (q1, k1), (q2, k2) in pairs),
+        (map_difference(q1, k1, q2, k2, by_head, query_chunk) for (q1, k1), (q2, k2) in pairs),
         jnp.zeros(()),
     )
 
 
-def feature_energy(source: Out, inversion: Out, target: Out, block: str = "up") -> Energy:
+def feature_energy(
+    source: Out, inversion: Out, target: Out, by_head: bool = False, block: str = "up"
+) -> Energy:
     """mean((F_trg - F_inv)²) of the features of one block: up, down or mid (method 4).
 
     Raises:

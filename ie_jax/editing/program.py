@@ -179,7 +179,8 @@ def guided_generation(
             else:
                 eps, out_trg = network(z, t, w, context)
                 out_src = {}
-            energies = [guider.energy(out_src, out_inv, out_trg) for guider in models.guiders]
+            seen = (out_src, out_inv, out_trg, models.execution.attention == "by_head")
+            energies = [guider.energy(*seen) for guider in models.guiders]
             return jnp.stack(energies), eps[:m]
 
         eps, record = guide(passes, z, eps_inv, scales, strength.lower, strength.upper)

@@ -14,6 +14,10 @@ from ie_jax.models.execution import Execution, exact
 Heads = Float[Array, "b n h d"]
 T = TypeVar("T")
 CUDNN_MAX_HEAD_DIM = 128
+LARGE_MAP = 512 * 512
+"""Queries times keys from which on a CPU takes the maps of all heads from memory, not its cache."""
+CPU_QUERIES = 512
+"""So many queries at a time are the fastest on a CPU."""
 
 
 def probabilities(
@@ -56,6 +60,17 @@ def over_query_chunks(f: Callable[..., T], chunk: int, *queries: Heads) -> T:
     return lax.map(jax.checkpoint(lambda part: f(*part)), stacked)
 
 
+def over_heads(f: Callable[..., T], *heads: Float[Array, "b _ h d"]) -> T:
+    """f over the heads of all its arguments, one head at a time, stacked on a new first axis."""
+    stacked = [jnp.moveaxis(x, 2, 0)[:, :, :, None] for x in heads]
+    return lax.map(lambda head: f(*head), stacked)
+
+
+def is_large(q: Heads, k: Float[Array, "b m h d"]) -> bool:
+    """Whether a CPU should go through the maps head by head."""
+    return q.shape[1] * k.shape[1] >= LARGE_MAP
+
+
 def explicit_attention(
     q: Heads,
     k: Float[Array, "b m h d"],
@@ -69,6 +84,20 @@ def explicit_attention(
 
     y = over_query_chunks(part, query_chunk, q)
     return jnp.moveaxis(y, 0, 1).reshape(q.shape)
+
+
+def attention_by_head(
+    q: Heads,
+    k: Float[Array, "b m h d"],
+    v: Float[Array, "b m h d"],
+    query_chunk: int,
+) -> Heads:
+    """`explicit_attention`, one head after the other where the maps are large."""
+    if not is_large(q, k):
+        return explicit_attention(q, k, v, query_chunk)
+    chunk = min(query_chunk or CPU_QUERIES, CPU_QUERIES)
+    y = over_heads(lambda q, k, v: explicit_attention(q, k, v, chunk), q, k, v)
+    return jnp.moveaxis(y[:, :, :, 0], 0, 2)
 
 
 def fused_attention(
@@ -94,5 +123,7 @@ def attention(
     match execution.attention:
         case "cudnn" | "xla":
             return fused_attention(q, k, v, execution.attention)
+        case "by_head":
+            return attention_by_head(q, k, v, execution.query_chunk)
         case _:
             return explicit_attention(q, k, v, execution.query_chunk)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 DType = Literal["float32", "bfloat16", "float16"]
+Convolution = Literal["auto", "xla", "cpu"]
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,14 @@ def exact(dtype: jnp.dtype) -> lax.Precision:
 class Execution:
     """Settings that change speed and memory but not the result."""
 
-    attention: Literal["auto", "cudnn", "xla", "explicit"] = "auto"
+    attention: Literal["auto", "cudnn", "xla", "explicit", "by_head"] = "auto"
     """cudnn, xla: `jax.nn.dot_product_attention` with that implementation (cudnn falls back to
     xla where the head size is too large for it). explicit: matrix product, softmax, matrix
-    product. auto: cudnn on GPU, xla on TPU, explicit on CPU and wherever compute is float32."""
+    product. by_head: the same for one head after the other. auto: by_head on CPU, cudnn on GPU,
+    xla on TPU, explicit there where compute is float32."""
+    convolution: Convolution = "auto"
+    """xla: as XLA has it. cpu: in the forms that are the fastest on a CPU. auto: cpu on CPU, xla
+    elsewhere."""
     query_chunk: int = 1024
     """Explicit attention and attention energies take this many queries at a time, so that their
     memory grows with the tokens, not with their square. 0: all at once."""
@@ -59,13 +64,15 @@ class Execution:
         return QUICK if quick else {}
 
     def resolve(self, precision: Precision, backend: str | None = None) -> "Execution":
-        """Replace auto by the choice for `backend` (default: the one JAX runs on)."""
+        """Replace each auto by the choice for `backend` (default: the one JAX runs on)."""
         backend = backend or jax.default_backend()
-        attention = self.attention
+        attention, convolution = self.attention, self.convolution
         if attention == "auto":
             fused = precision.compute != "float32" and backend in FUSED
-            attention = FUSED[backend] if fused else "explicit"
-        return replace(self, attention=attention)
+            attention = "by_head" if backend == "cpu" else FUSED[backend] if fused else "explicit"
+        if convolution == "auto":
+            convolution = "cpu" if backend == "cpu" else "xla"
+        return replace(self, attention=attention, convolution=convolution)
 
 
 QUICK: dict[str, bool | str] = {

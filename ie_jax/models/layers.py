@@ -5,7 +5,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ie_jax.models.convolution import Padding, convolution
-from ie_jax.models.execution import Precision, dtype, exact
+from ie_jax.models.execution import Convolution, Precision, dtype, exact
 from ie_jax.models.lora import lora_scale
 
 UNSET = nn.initializers.zeros
@@ -68,11 +68,12 @@ class Conv(LowRank):
     kernel: int = 3
     stride: int = 1
     padding: int | Padding = 1
+    form: Convolution = "xla"
 
     def linear(self, x: Array, kernel: Array) -> Array:
         low = self.padding
         padding = ((low, low), (low, low)) if isinstance(low, int) else low
-        return convolution(x, kernel, (self.stride,) * 2, padding)
+        return convolution(x, kernel, (self.stride,) * 2, padding, self.form)
 
     def pointwise(self, x: Array, kernel: Array) -> Array:
         return jnp.matmul(x, kernel[0, 0], precision=exact(x.dtype))

@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ie_jax.models.convolution import convolution
+from ie_jax.models.execution import Convolution
 
 Params = Mapping[str, Any]
 Image = Float[Array, "b h w 3"]
@@ -45,13 +46,14 @@ def unit(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 
 
 def activations(
-    params: Params, x: Image, compute: jnp.dtype = FLOAT32
+    params: Params, x: Image, compute: jnp.dtype = FLOAT32, form: Convolution = "xla"
 ) -> tuple[Float[Array, "b h w c"], ...]:
     """The activations at the end of each block, float32.
 
     Args:
         x: in [-1, 1]; sides of at least 2 ** (blocks - 1).
         compute: number type of the convolutions.
+        form: how they are computed, see `Execution.convolution`.
     """
     x = (x.astype(jnp.float32) - jnp.asarray([[[SHIFT]]])) / jnp.asarray([[[SCALE]]])
     x = x.astype(compute)
@@ -61,21 +63,21 @@ def activations(
             x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
         for layer in layers:
             kernel, bias = params[layer]["kernel"], params[layer]["bias"].astype(compute)
-            x = convolution(x, kernel.astype(compute), (1, 1), ((1, 1), (1, 1)))
+            x = convolution(x, kernel.astype(compute), (1, 1), ((1, 1), (1, 1)), form)
             x = jax.nn.relu(x + jnp.broadcast_to(bias, x.shape))
         maps.append(x.astype(jnp.float32))
     return tuple(maps)
 
 
 def features(
-    params: Params, x: Image, compute: jnp.dtype = FLOAT32
+    params: Params, x: Image, compute: jnp.dtype = FLOAT32, form: Convolution = "xla"
 ) -> tuple[Float[Array, "b h w c"], ...]:
     """The `activations`, of unit length over the channels."""
-    return tuple(map(unit, activations(params, x, compute)))
+    return tuple(map(unit, activations(params, x, compute, form)))
 
 
 def per_layer(
-    params: Params, x: Image, y: Image, compute: jnp.dtype = FLOAT32
+    params: Params, x: Image, y: Image, compute: jnp.dtype = FLOAT32, form: Convolution = "xla"
 ) -> Float[Array, "layers b"]:
     """The term of each block: weighted squared difference, summed over channels, averaged over
     pixels."""
@@ -85,17 +87,20 @@ def per_layer(
         weighted = jnp.square(one - other) * jnp.broadcast_to(weight, one.shape)
         return jnp.mean(jnp.sum(weighted, axis=-1), axis=(1, 2))
 
-    pairs = zip(features(params, x, compute), features(params, y, compute), strict=True)
+    pairs = zip(*(features(params, z, compute, form) for z in (x, y)), strict=True)
     return jnp.stack([term(layer, *pair) for layer, pair in enumerate(pairs)])
 
 
-def lpips(params: Params, x: Image, y: Image, compute: jnp.dtype = FLOAT32) -> Float[Array, " b"]:
+def lpips(
+    params: Params, x: Image, y: Image, compute: jnp.dtype = FLOAT32, form: Convolution = "xla"
+) -> Float[Array, " b"]:
     """The distance of two image batches in [-1, 1], at least 0, one number per pair.
 
     Args:
         compute: number type of the convolutions; the distance itself is float32.
+        form: how they are computed, see `Execution.convolution`.
     """
-    return jnp.sum(per_layer(params, x, y, compute), axis=0)
+    return jnp.sum(per_layer(params, x, y, compute, form), axis=0)
 
 
 def lpips_shapes(

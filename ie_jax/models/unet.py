@@ -74,11 +74,13 @@ class ResnetBlock(nn.Module):
     groups: int
     epsilon: float
     precision: Precision
+    execution: Execution
 
     @nn.compact
     def __call__(self, x: Array, time: Array | None = None) -> Array:
         def conv(name: str, y: Array) -> Array:
-            return Conv(self.features, precision=self.precision, name=name)(y)
+            form = self.execution.convolution
+            return Conv(self.features, precision=self.precision, form=form, name=name)(y)
 
         h = nn.silu(group_norm("norm1", self.groups, self.epsilon, self.precision)(x))
         h = conv("conv1", h)
@@ -202,6 +204,7 @@ class Resampler(nn.Module):
 
     features: int
     precision: Precision
+    execution: Execution
     stride: int = 1
     padding: Any = 1
 
@@ -209,8 +212,8 @@ class Resampler(nn.Module):
     def __call__(self, x: Array) -> Array:
         if self.stride == 1:
             x = upsample_nearest(x)
-        conv = Conv(self.features, True, self.precision, 3, self.stride, self.padding, name="conv")
-        return conv(x)
+        how = (3, self.stride, self.padding, self.execution.convolution)
+        return Conv(self.features, True, self.precision, *how, name="conv")(x)
 
 
 class UNetBlock(nn.Module):
@@ -239,10 +242,15 @@ class UNetBlock(nn.Module):
         second = None
 
         def resnet(i: int, y: Array) -> Array:
-            block = remat(ResnetBlock)
-            return block(self.features, groups, epsilon, self.precision, name=f"resnets_{i}")(
-                y, time
+            block = remat(ResnetBlock)(
+                self.features,
+                groups,
+                epsilon,
+                self.precision,
+                self.execution,
+                name=f"resnets_{i}",
             )
+            return block(y, time)
 
         def transformer(i: int, y: Array) -> Array:
             y, tap = remat(Transformer2D)(
@@ -271,7 +279,7 @@ class UNetBlock(nn.Module):
         if self.resample:
             stride = 2 if self.kind == "down" else 1
             name = f"{self.kind}samplers_0"
-            x = Resampler(self.features, self.precision, stride, name=name)(x)
+            x = Resampler(self.features, self.precision, self.execution, stride, name=name)(x)
             skips = (*skips, x) if self.kind == "down" else skips
         return x, skips, taps, second
 

@@ -3,6 +3,8 @@
 Latents here carry the scaling factor: they are what the denoiser sees.
 """
 
+from functools import partial
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -63,7 +65,7 @@ class MidBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        block = (self.features, self.groups, EPSILON, self.precision)
+        block = (self.features, self.groups, EPSILON, self.precision, self.execution)
         x = resnet(self.execution)(*block, name="resnets_0")(x)
         x = AttentionBlock(self.groups, self.precision, self.execution, name="attentions_0")(x)
         return resnet(self.execution)(*block, name="resnets_1")(x)
@@ -84,13 +86,19 @@ class Level(nn.Module):
     def __call__(self, x: Array) -> Array:
         for i in range(self.layers):
             block = resnet(self.execution)(
-                self.features, self.groups, EPSILON, self.precision, name=f"resnets_{i}"
+                self.features,
+                self.groups,
+                EPSILON,
+                self.precision,
+                self.execution,
+                name=f"resnets_{i}",
             )
             x = block(x)
+        change = partial(Resampler, self.features, self.precision, self.execution)
         if self.resample and self.down:
-            x = Resampler(self.features, self.precision, 2, ASYMMETRIC, name="downsamplers_0")(x)
+            x = change(2, ASYMMETRIC, name="downsamplers_0")(x)
         elif self.resample:
-            x = Resampler(self.features, self.precision, name="upsamplers_0")(x)
+            x = change(name="upsamplers_0")(x)
         return x
 
 

@@ -280,7 +280,8 @@ def cycle_distance(
         return LATENT[config.distance](z, example.latents)
     perceptual, target = frozen.perceptual, example.target
     assert perceptual is not None and target is not None
-    measure = partial(lpips, perceptual, compute=dtype(config.perceptual_compute))
+    compute, form = dtype(config.perceptual_compute), networks.execution.convolution
+    measure = partial(lpips, perceptual, compute=compute, form=form)
     distance = patchwise(measure, config.patch_size, config.patch_stride, config.patch_layout)
 
     def of_decoded(z: Latents) -> Array:

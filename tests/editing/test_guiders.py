@@ -14,6 +14,7 @@ from ie_jax.editing.guiders import (
     self_attention_energy,
 )
 from ie_jax.errors import UserError
+from ie_jax.models import attention
 
 
 def heads(seed: int, n: int = 12) -> jax.Array:
@@ -31,12 +32,13 @@ def plain_difference(q1: Any, k1: Any, q2: Any, k2: Any) -> np.ndarray:
     return np.mean((maps(q1, k1) - maps(q2, k2)) ** 2, axis=(1, 2, 3))
 
 
+@pytest.mark.parametrize("by_head", [False, True])
 @pytest.mark.parametrize("chunk", [0, 1, 4, 5, 12])
-def test_map_difference(chunk: int) -> None:
+def test_map_difference(chunk: int, by_head: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "LARGE_MAP", 1)
     q1, k1, q2, k2 = (heads(i) for i in range(4))
-    np.testing.assert_allclose(
-        map_difference(q1, k1, q2, k2, chunk), plain_difference(q1, k1, q2, k2), rtol=1e-4
-    )
+    found = map_difference(q1, k1, q2, k2, by_head, chunk)
+    np.testing.assert_allclose(found, plain_difference(q1, k1, q2, k2), rtol=1e-4)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 6])

@@ -1,12 +1,16 @@
 """Every attention kernel computes the same thing."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ie_jax.models import attention as module
 from ie_jax.models.attention import (
     attend,
+    attention_by_head,
     chunk_count,
     explicit_attention,
     fused_attention,
@@ -71,3 +75,22 @@ def test_chunked_gradient_equals_plain() -> None:
 
     plain, chunked = (jax.grad(loss, argnums=1)(chunk, q) for chunk in (0, 8))
     np.testing.assert_allclose(chunked, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("keys", [24, 10])
+def test_heads_one_by_one_are_all_heads(keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients, whether the maps count as large or not."""
+    q, k, v = heads(0), heads(1, keys), heads(2, keys)
+
+    def loss(by_head: bool, *x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y = attention_by_head(*x, 8) if by_head else explicit_attention(*x, 0)
+        return jnp.sum(y**2), y
+
+    def run(by_head: bool) -> Any:
+        return jax.grad(loss, (1, 2, 3), has_aux=True)(by_head, q, k, v)
+
+    expected = run(False)
+    for large in (1, 10**9):
+        monkeypatch.setattr(module, "LARGE_MAP", large)
+        for one, other in zip(*map(jax.tree.leaves, (run(True), expected)), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)

@@ -112,11 +112,14 @@ def test_sinusoids_against_their_definition() -> None:
 @pytest.mark.parametrize(
     ("backend", "compute", "attention"),
     [
-        ("cpu", "float32", "explicit"),
+        ("cpu", "float32", "by_head"),
+        ("cpu", "bfloat16", "by_head"),
         ("gpu", "bfloat16", "cudnn"),
         ("gpu", "float32", "explicit"),
         ("tpu", "bfloat16", "xla"),
     ],
 )
 def test_auto_follows_the_backend(backend: str, compute: Any, attention: str) -> None:
-    assert Execution().resolve(Precision(compute=compute), backend).attention == attention
+    execution = Execution().resolve(Precision(compute=compute), backend)
+    assert execution.attention == attention
+    assert execution.convolution == ("cpu" if backend == "cpu" else "xla")
