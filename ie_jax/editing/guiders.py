@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from ie_jax.errors import UserError
 from ie_jax.models.attention import (
     Heads,
+    head_probabilities,
     is_large,
     over_heads,
     over_query_chunks,
@@ -51,18 +52,22 @@ def map_difference(
     """
     _, n, heads, _ = q1.shape
 
-    def total(q1: Heads, k1: Heads, q2: Heads, k2: Heads) -> Energy:
-        def part(q1: Heads, q2: Heads) -> Energy:
-            difference = probabilities(q1, k1) - probabilities(q2, k2)
-            return jnp.sum(difference**2, axis=(1, 2, 3))
+    def head(q1: Array, k1: Array, q2: Array, k2: Array) -> Array:
+        def part(q1: Array, q2: Array) -> Array:
+            difference = head_probabilities(q1, k1) - head_probabilities(q2, k2)
+            return jnp.sum(difference**2)
 
-        return jnp.sum(over_query_chunks(part, query_chunk, q1, q2), axis=0)
+        return jnp.sum(over_query_chunks(part, query_chunk, q1, q2, axis=0))
+
+    def part(q1: Heads, q2: Heads) -> Energy:
+        difference = probabilities(q1, k1) - probabilities(q2, k2)
+        return jnp.sum(difference**2, axis=(1, 2, 3))
 
     if by_head and is_large(q1, k1):
-        summed = jnp.sum(over_heads(total, q1, k1, q2, k2), axis=0)
+        total = jnp.sum(over_heads(head, q1, k1, q2, k2), axis=1)
     else:
-        summed = total(q1, k1, q2, k2)
-    return summed / (heads * n * n)
+        total = jnp.sum(over_query_chunks(part, query_chunk, q1, q2), axis=0)
+    return total / (heads * n * n)
 
 
 def self_attention_energy(

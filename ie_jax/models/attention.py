@@ -46,24 +46,36 @@ def chunk_count(n: int, chunk: int) -> int:
     return next(c for c in range(-(-n // chunk), n + 1) if n % c == 0)
 
 
-def over_query_chunks(f: Callable[..., T], chunk: int, *queries: Heads) -> T:
+def over_query_chunks(f: Callable[..., T], chunk: int, *queries: Array, axis: int = 1) -> T:
     """f over parts of the token axis, one part at a time, stacked on a new first axis.
 
     Each part is rematerialised in the backward pass, so no more than one part's intermediates
     live at any time.
     """
-    b, n, h, d = queries[0].shape
+    before, n, after = queries[0].shape[:axis], queries[0].shape[axis], queries[0].shape[axis + 1 :]
     parts = chunk_count(n, chunk)
     if parts == 1:
         return jax.tree.map(lambda y: y[None], f(*queries))
-    stacked = [jnp.moveaxis(q.reshape(b, parts, n // parts, h, d), 1, 0) for q in queries]
+    split = [q.reshape(*before, parts, n // parts, *after) for q in queries]
+    stacked = [jnp.moveaxis(q, axis, 0) for q in split]
     return lax.map(jax.checkpoint(lambda part: f(*part)), stacked)
 
 
-def over_heads(f: Callable[..., T], *heads: Float[Array, "b _ h d"]) -> T:
-    """f over the heads of all its arguments, one head at a time, stacked on a new first axis."""
-    stacked = [jnp.moveaxis(x, 2, 0)[:, :, :, None] for x in heads]
-    return lax.map(lambda head: f(*head), stacked)
+def over_heads(f: Callable[..., Array], *heads: Float[Array, "b _ h d"]) -> Float[Array, "b h ..."]:
+    """f over the heads of all its arguments, one head of one image, (tokens, d), at a time.
+
+    Plain matrix products: on a CPU twice as fast as batched ones of batch 1.
+    """
+    b, _, h, _ = heads[0].shape
+    rows = [jnp.moveaxis(x, 2, 1).reshape(b * h, x.shape[1], x.shape[3]) for x in heads]
+    y: Array = lax.map(lambda row: f(*row), rows)
+    return y.reshape(b, h, *y.shape[1:])
+
+
+def head_probabilities(q: Float[Array, "n d"], k: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """The `probabilities` of one head."""
+    logits = jnp.matmul(q, k.T, precision=exact(q.dtype), preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits / math.sqrt(q.shape[-1]), axis=-1)
 
 
 def is_large(q: Heads, k: Float[Array, "b m h d"]) -> bool:
@@ -96,8 +108,15 @@ def attention_by_head(
     if not is_large(q, k):
         return explicit_attention(q, k, v, query_chunk)
     chunk = min(query_chunk or CPU_QUERIES, CPU_QUERIES)
-    y = over_heads(lambda q, k, v: explicit_attention(q, k, v, chunk), q, k, v)
-    return jnp.moveaxis(y[:, :, :, 0], 0, 2)
+
+    def head(q: Array, k: Array, v: Array) -> Array:
+        def part(q: Array) -> Array:
+            maps = head_probabilities(q, k).astype(v.dtype)
+            return jnp.matmul(maps, v, precision=exact(v.dtype))
+
+        return over_query_chunks(part, chunk, q, axis=0).reshape(q.shape)
+
+    return jnp.moveaxis(over_heads(head, q, k, v), 1, 2)
 
 
 def fused_attention(

@@ -82,8 +82,8 @@ def test_heads_one_by_one_are_all_heads(keys: int, monkeypatch: pytest.MonkeyPat
     """Values and gradients, whether the maps count as large or not."""
     q, k, v = heads(0), heads(1, keys), heads(2, keys)
 
-    def loss(by_head: bool, *x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y = attention_by_head(*x, 8) if by_head else explicit_attention(*x, 0)
+    def loss(by_head: bool, q: Any, k: Any, v: Any) -> tuple[jax.Array, jax.Array]:
+        y = attention_by_head(q, k, v, 8) if by_head else explicit_attention(q, k, v, 0)
         return jnp.sum(y**2), y
 
     def run(by_head: bool) -> Any:

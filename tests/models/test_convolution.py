@@ -17,7 +17,12 @@ def random(*shape: int, seed: int = 0) -> Any:
 
 
 def value_and_gradients(form: Convolution, how: Any, x: Any, kernel: Any, slope: Any) -> Any:
-    y, pull_back = jax.vjp(lambda x, kernel: convolution(x, kernel, *how, form), x, kernel)
+    stride, padding = how
+
+    def run(x: Any, kernel: Any) -> Any:
+        return convolution(x, kernel, stride, padding, form)
+
+    y, pull_back = jax.vjp(run, x, kernel)
     return y, *pull_back(slope)
 
 
