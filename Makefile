@@ -35,13 +35,12 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps stand for "installed as pyproject.toml asks".
-$(VENV)/.runtime: pyproject.toml | $(RUN)
+$(VENV)/.runtime: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) --editable .
 	touch $@
 
-$(VENV)/.development: pyproject.toml | $(RUN)
+$(VENV)/.development: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) --editable '.[dev]' $(TORCH)
 	touch $@ $(VENV)/.runtime
-
-$(RUN):
-	$(PYTHON) -m venv $(VENV)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 COMMAND = Path(__file__).with_name("conformance.py")
+pytestmark = pytest.mark.usefixtures("optimised")
 Change = Callable[[dict[str, np.ndarray]], None]
 
 
@@ -29,13 +30,12 @@ def passes(goldens: Path, *only: str) -> None:
     assert status == 0
 
 
-@pytest.mark.long("a guided edit and its replay at the recorded size are compiled")
+@pytest.mark.long("a guided edit and its replay at the recorded size, with optimisation")
 def test_parts_and_the_published_edit_reproduce_the_recorded_ones(goldens: Path) -> None:
     passes(goldens, "[AB]*", "E0*")
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("optimised")
 @pytest.mark.timeout(1800)
 def test_all_edits_reproduce_the_recorded_ones(goldens: Path) -> None:
     passes(goldens, "[ABCDE]*")

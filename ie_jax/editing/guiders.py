@@ -2,9 +2,9 @@
 
 A guider is a function of what three network calls return (`ie_jax.models.unet.Out`): the source
 pass (current latent, source prompt), the inversion pass (inversion latent, source prompt) and the
-target pass (current latent, target prompt), and of whether maps are to be gone through head by
-head, as on a CPU. It gives one energy per image, float32. To add one, write it and name it in
-GUIDERS.
+target pass (current latent, target prompt). It gives one energy per image, float32. The fourth
+argument, `by_head`, says that attention maps are to be made one head at a time, as suits a CPU; a
+guider without maps ignores it. To add a guider, write it and name it in GUIDERS.
 """
 
 from collections.abc import Callable
@@ -47,27 +47,26 @@ def map_difference(
 ) -> Energy:
     """mean((A1 - A2)²) over heads, queries and keys of the maps that queries and keys make.
 
-    The maps of `query_chunk` queries exist at a time, in the backward pass too (0: all at once); on
-    a CPU, `by_head`, those of one head.
+    The maps of `query_chunk` queries exist at a time, in the backward pass too (0: all at once).
+    With `by_head`, large maps exist for one head at a time.
     """
     _, n, heads, _ = q1.shape
 
-    def head(q1: Array, k1: Array, q2: Array, k2: Array) -> Array:
+    def total(axis: int, maps: Callable[..., Array], *qk: Array) -> Array:
+        """The squares' sum, over everything from the axis of the tokens on."""
+        q1, k1, q2, k2 = qk
+
         def part(q1: Array, q2: Array) -> Array:
-            difference = head_probabilities(q1, k1) - head_probabilities(q2, k2)
-            return jnp.sum(difference**2)
+            squares = (maps(q1, k1) - maps(q2, k2)) ** 2
+            return jnp.sum(squares, axis=tuple(range(axis, squares.ndim)))
 
-        return jnp.sum(over_query_chunks(part, query_chunk, q1, q2, axis=0))
-
-    def part(q1: Heads, q2: Heads) -> Energy:
-        difference = probabilities(q1, k1) - probabilities(q2, k2)
-        return jnp.sum(difference**2, axis=(1, 2, 3))
+        return jnp.sum(over_query_chunks(part, query_chunk, q1, q2, axis=axis), axis=0)
 
     if by_head and is_large(q1, k1):
-        total = jnp.sum(over_heads(head, q1, k1, q2, k2), axis=1)
+        summed = jnp.sum(over_heads(partial(total, 0, head_probabilities), q1, k1, q2, k2), axis=1)
     else:
-        total = jnp.sum(over_query_chunks(part, query_chunk, q1, q2), axis=0)
-    return total / (heads * n * n)
+        summed = total(1, probabilities, q1, k1, q2, k2)
+    return summed / (heads * n * n)
 
 
 def self_attention_energy(

@@ -46,7 +46,8 @@ class Execution:
     elsewhere."""
     query_chunk: int = 1024
     """Explicit attention and attention energies take this many queries at a time, so that their
-    memory grows with the tokens, not with their square. 0: all at once."""
+    memory grows with the tokens, not with their square. 0: all at once. Of large maps, by_head
+    takes at most 512."""
     remat_block: bool = False
     """Backward passes recompute the inside of each ResNet and transformer, also of the
     autoencoder."""

@@ -27,6 +27,7 @@ def integers(*shape: int) -> jax.ShapeDtypeStruct:
 
 def param_shapes(module: nn.Module, *inputs: jax.ShapeDtypeStruct) -> dict[str, Any]:
     """The `params` tree of a module, leaves as `jax.ShapeDtypeStruct`; nothing is computed."""
+    # A copy: the one tree is kept, and callers may change theirs.
     return jax.tree.map(lambda shape: shape, traced(module, inputs))
 
 

@@ -94,11 +94,11 @@ class Level(nn.Module):
                 name=f"resnets_{i}",
             )
             x = block(x)
-        change = partial(Resampler, self.features, self.precision, self.execution)
+        resample = partial(Resampler, self.features, self.precision, self.execution)
         if self.resample and self.down:
-            x = change(2, ASYMMETRIC, name="downsamplers_0")(x)
+            x = resample(2, ASYMMETRIC, name="downsamplers_0")(x)
         elif self.resample:
-            x = change(name="upsamplers_0")(x)
+            x = resample(name="upsamplers_0")(x)
         return x
 
 
