@@ -67,6 +67,7 @@ def failures(lines: list[str]) -> list[tuple[str, str]]:
     return failed
 
 
+@pytest.mark.long("a process starts and reads the recorded model")
 def test_a_wrong_and_an_unknown_array_fail_and_nothing_else(
     copy: Callable[[str, str, Change], Path],
 ) -> None:
@@ -84,6 +85,7 @@ def test_a_wrong_and_an_unknown_array_fail_and_nothing_else(
     assert status == 1
 
 
+@pytest.mark.long("a process starts and reads the recorded model")
 def test_a_crash_fails_every_array_of_its_case(copy: Callable[[str, str, Change], Path]) -> None:
     def change(arrays: dict[str, np.ndarray]) -> None:
         del arrays["po_pairs"]
@@ -97,6 +99,7 @@ def test_a_crash_fails_every_array_of_its_case(copy: Callable[[str, str, Change]
     assert status == 1 and lines[-1].startswith("0 passed")
 
 
+@pytest.mark.long("three processes start")
 def test_other_folders_are_refused_in_one_line(goldens: Path, tmp_path: Path) -> None:
     for folder, only in ((tmp_path, ["*"]), (tmp_path / "none", ["*"]), (goldens, ["Z*"])):
         status, lines, error = conformance(folder, *only)

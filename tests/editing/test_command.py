@@ -97,6 +97,7 @@ def test_one_target_with_settings_of_a_file_and_the_command_line(
     assert record["device"]["platform"] == jax.default_backend()
 
 
+@pytest.mark.long("an edit with two targets is compiled")
 def test_several_targets_are_numbered_and_laid_side_by_side(
     photo: str, tmp_path: Path, command: Any
 ) -> None:

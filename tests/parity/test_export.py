@@ -93,6 +93,7 @@ def pipeline(unet: Any) -> Any:
     )
 
 
+@pytest.mark.long("a network is compiled with optimisation")
 def test_the_lora_changes_the_output(ours: Callable[..., jax.Array], lora: Any) -> None:
     assert relative(ours({}), ours(lora)) > 0.03
 

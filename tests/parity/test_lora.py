@@ -72,6 +72,7 @@ def run() -> Run:
     )
 
 
+@pytest.mark.long("the first one compiles the networks, with optimisation")
 def test_the_lora_changes_the_output(run: Run) -> None:
     assert relative(run.base, run.expected) > 0.03
 

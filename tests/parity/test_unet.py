@@ -87,6 +87,7 @@ def run(request: pytest.FixtureRequest) -> Run:
     return compare(upstream, unet_config(config), latent, [7.0, 0.0])
 
 
+@pytest.mark.long("each network is compiled with optimisation")
 def test_noise_prediction(run: Run) -> None:
     assert relative(run.eps, run.expected) <= 1e-5
 

@@ -182,6 +182,7 @@ def program(
     return done.stdout.strip().splitlines()[-1]
 
 
+@pytest.mark.long("four processes start")
 def test_a_run_moves_between_numbers_of_devices(tmp_path: Path) -> None:
     whole = np.array(json.loads(program(tmp_path / "whole", 12)))
     for steps, devices in ((4, 8), (8, 1), (12, 2)):
@@ -189,6 +190,7 @@ def test_a_run_moves_between_numbers_of_devices(tmp_path: Path) -> None:
     np.testing.assert_allclose(result, whole, rtol=1e-6)
 
 
+@pytest.mark.long("four processes start")
 @pytest.mark.parametrize(
     ("log_every", "what"), [(1, "cannot write to"), (100, "cannot save a checkpoint in")]
 )

@@ -61,6 +61,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
         np.testing.assert_allclose(list(row.values()), list(other.values()), rtol=1e-5)
 
 
+@pytest.mark.long("two processes start and wait for each other")
 def test_sigterm_to_one_of_two_stops_both_after_the_same_step(tmp_path: Path) -> None:
     processes = pair(tmp_path, 100_000)
     try:
