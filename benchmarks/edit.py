@@ -123,7 +123,9 @@ class Theirs:
         del editor
         self.scales = SCALES if task.mode == "guided" else None
         gpu = torch.cuda.is_available()
-        self.editor = TorchEditor(Path(task.model), "cuda" if gpu else "cpu", task.dtype)
+        pipeline = load_pipeline(task.model, offline=True)
+        self.editor = TorchEditor(pipeline, "cuda" if gpu else "cpu", task.dtype)
+        del pipeline
         held = torch.cuda.memory_allocated() if gpu else 0
         start = time.perf_counter()
         self.edit()

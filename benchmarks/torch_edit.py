@@ -1,38 +1,39 @@
 """The same edit in PyTorch, on diffusers' and transformers' networks: what ours is measured beside.
 
-    editor = TorchEditor(Path("models"), device="cuda", dtype="bfloat16")
+    editor = TorchEditor(pipeline, device="cuda", dtype="bfloat16")
     edit = editor(pixels, source_ids, target_ids, noise, scales=scales)
 
 It is the plain way to write it there (method 2 and 4): each model is the distilled UNet with
 its LoRA merged, the three passes of a guided step follow one another, self-attention keeps its
 whole maps where they are compared, and autograd gives the gradient. Attention that is not compared
-runs on PyTorch's fused kernel.
+runs on PyTorch's fused kernel. On a GPU tensors are channels-last, cuDNN's kernels are chosen by
+measurement, and `captured` and `compiled` make it faster still.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 
+from benchmarks.torch_networks import (
+    Tree,
+    channels_last,
+    empty_unet,
+    guidance_embedding,
+    make_text_encoder,
+    make_vae,
+    unet_state,
+)
 from ie_jax.diffusion.schedule import BOUNDARIES, GUIDANCE, cumulative_alphas
 from ie_jax.editing.guidance import NEGLIGIBLE
-from ie_jax.models.lora import lora_scale
-from ie_jax.weights.formats import read_json, read_tensors
-from ie_jax.weights.local import local_files
-
-for library in (diffusers, transformers):
-    library.utils.logging.set_verbosity_error()
-    library.utils.logging.disable_progress_bar()
-
-PEFT = "unet.base_model.model."
+from ie_jax.models.architecture import UNetConfig
+from ie_jax.models.lora import merge, round_to_fp16
+from ie_jax.weights.pipeline import Pipeline
 
 
 @dataclass
@@ -75,35 +76,6 @@ class SelfAttention:
         return result
 
 
-def merged(teacher: Mapping[str, Tensor], lora: Path) -> dict[str, Tensor]:
-    """The teacher's weights with a LoRA's change, its factors rounded to float16 as published.
-
-    Tensors that the LoRA leaves alone are the teacher's own.
-    """
-    factors = {
-        name.removeprefix(PEFT): torch.from_numpy(x).half().float()
-        for name, x in read_tensors(lora).items()
-    }
-    state = dict(teacher)
-    for name, a in factors.items():
-        if ".lora_A." not in name:
-            continue
-        b = factors[name.replace(".lora_A.", ".lora_B.")].flatten(1)
-        target = name.replace(".lora_A.", ".")
-        change = (b @ a.flatten(1)).view(state[target].shape)
-        state[target] = state[target] + lora_scale(a.shape[0]) * change
-    return state
-
-
-def guidance_embedding(w: Tensor, features: int) -> Tensor:
-    """Sines, then cosines of 1000 w at geometrically falling frequencies."""
-    half = features // 2
-    rate = np.log(10000.0) / (half - 1)
-    frequencies = torch.exp(-rate * torch.arange(half, dtype=torch.float32, device=w.device))
-    angle = 1000.0 * w[:, None] * frequencies
-    return torch.cat([angle.sin(), angle.cos()], dim=-1)
-
-
 def image_norm(x: Tensor) -> Tensor:
     """Euclidean norm over the whole of each image."""
     return x.float().flatten(1).norm(dim=1)
@@ -127,45 +99,33 @@ class TorchEdit:
 
 
 class TorchEditor:
-    """The models of a folder of upstream files (see `ie_jax.weights.local.local_files`)."""
+    """The models of a pipeline."""
 
-    def __init__(self, folder: Path, device: str = "cpu", dtype: str = "float32") -> None:
-        """Load and merge the weights.
-
-        Raises:
-            UserError: a file is missing or damaged.
-        """
-        files = local_files(folder)
+    def __init__(self, pipeline: Pipeline, device: str = "cpu", dtype: str = "float32") -> None:
         self.device, self.dtype = torch.device(device), getattr(torch, dtype)
         # float32 means float32 here too, not TF32.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
         self.recorder = Recorder()
-        teacher = {name: torch.from_numpy(x) for name, x in read_tensors(files.teacher).items()}
-        config = read_json(files.pipeline / "unet/config.json")
-        config["time_cond_proj_dim"] = teacher["time_embedding.cond_proj.weight"].shape[1]
-        self.embedding_features = config["time_cond_proj_dim"]
-        self.forward = self.unet(config, merged(teacher, files.forward))
-        self.backward = self.unet(config, merged(teacher, files.backward))
-        del teacher
-        load = {"local_files_only": True}
-        self.vae = self.place(
-            diffusers.AutoencoderKL.from_pretrained(files.pipeline / "vae", **load)
+        arch, weights = pipeline.architecture, pipeline.weights
+        self.embedding_features = arch.unet.time_cond_proj_dim or 0
+        self.forward, self.backward = (
+            self.unet(arch.unet, merge(weights.unet, round_to_fp16(lora)))
+            for lora in (weights.forward, weights.backward)
         )
-        self.text_encoder = self.place(
-            transformers.CLIPTextModel.from_pretrained(files.pipeline / "text_encoder", **load)
-        )
-        abar = torch.from_numpy(cumulative_alphas()).to(self.device)
+        self.vae = self.place(make_vae(arch.vae, weights.vae))
+        self.text_encoder = self.place(make_text_encoder(arch.text, weights.text_encoder))
+        abar = torch.from_numpy(cumulative_alphas(arch.betas)).to(self.device)
         self.alphas, self.sigmas = abar.sqrt(), (1 - abar).sqrt()
 
     def place(self, module: Any) -> Any:
         """A frozen network on the device."""
-        return module.to(self.device, self.dtype).requires_grad_(False).eval()
+        return channels_last(module.to(self.device, self.dtype).requires_grad_(False).eval())
 
-    def unet(self, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Any:
+    def unet(self, config: UNetConfig, tree: Tree) -> Any:
         """A UNet that records: its self-attention on our processor, its features hooked."""
-        with torch.device("meta"):
-            unet = diffusers.UNet2DConditionModel.from_config(config)
-        unet.load_state_dict(state, assign=True)
+        unet = empty_unet(config)
+        unet.load_state_dict(unet_state(unet, tree), assign=True)
         unet = self.place(unet)
         processors = {
             name: SelfAttention(self.recorder) if ".attn1." in name else processor
@@ -233,12 +193,12 @@ class TorchEditor:
                 image_mean((a - b) ** 2) for a, b in zip(src.maps, inv.maps, strict=True)
             ]
             features = image_mean((trg.features.float() - inv.features.float()) ** 2)
-            total = torch.zeros(())
+            total = torch.zeros((), device=self.device)
             for scale, energy in zip(scales, (sum(differences), features), strict=True):
-                weighted = scale * energy
-                counts = weighted.abs() > NEGLIGIBLE
-                if counts.any():
-                    total = total + weighted[counts].sum()
+                if scale:
+                    weighted = scale * energy
+                    counts = weighted.abs() > NEGLIGIBLE
+                    total = total + torch.where(counts, weighted, 0).sum()
             if not total.requires_grad:
                 return eps_trg.detach()
             (gradient,) = torch.autograd.grad(total, z)
@@ -248,39 +208,38 @@ class TorchEditor:
         factor = torch.where(size == 0, 1.0, ratio.clamp(*bounds) / ratio)
         return eps_trg + factor[:, None, None, None] * gradient
 
+    def place_inputs(
+        self, pixels: np.ndarray, source_ids: np.ndarray, target_ids: np.ndarray, noise: np.ndarray
+    ) -> tuple[Tensor, ...]:
+        """What `edit` takes, on the device. See `__call__`."""
+        image, start = (
+            torch.from_numpy(np.array(x)).to(self.device).permute(0, 3, 1, 2).float()
+            for x in (pixels, noise)
+        )
+        ids = (
+            torch.from_numpy(np.array(x)).long().to(self.device) for x in (source_ids, target_ids)
+        )
+        return image, *ids, start
+
     @torch.no_grad()
-    def __call__(
+    def edit(
         self,
-        pixels: np.ndarray,
-        source_ids: np.ndarray,
-        target_ids: np.ndarray,
-        noise: np.ndarray,
+        image: Tensor,
+        source_ids: Tensor,
+        target_ids: Tensor,
+        start: Tensor,
         guidance: Sequence[float] = GUIDANCE,
         scales: Sequence[Sequence[float]] | None = None,
         bounds: tuple[float, float] = (0.0, 1.0),
         boundaries: Sequence[int] = BOUNDARIES,
         match: bool = True,
-    ) -> TorchEdit:
-        """Invert, generate under the target prompts and decode.
-
-        Args:
-            pixels: uint8 (b, H, W, 3).
-            source_ids, target_ids: (b, tokens).
-            noise: (b, h, w, c), at the start of inversion.
-            scales: of both energies, self-attention first, at each step; None: no guidance by them.
-            bounds: of the ratio of the gradient to the guidance term.
-            match: give the result the source's mean and standard deviation.
-        """
-        image = torch.from_numpy(np.array(pixels)).to(self.device).permute(0, 3, 1, 2).float()
-        source, target = (
-            self.text_encoder(torch.from_numpy(np.asarray(ids)).long().to(self.device))[0]
-            for ids in (source_ids, target_ids)
-        )
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The edit on tensors: result (b, 3, H, W) uint8, latents and inversion (n, b, c, h, w)."""
+        source, target = (self.text_encoder(ids)[0] for ids in (source_ids, target_ids))
         scaling = self.vae.config.scaling_factor
         posterior = self.vae.encode((image / 127.5 - 1).to(self.dtype)).latent_dist
         z = posterior.mode().float() * scaling
         inversion = [z]
-        start = torch.from_numpy(np.array(noise)).to(self.device).permute(0, 3, 1, 2)
         z = self.alphas[0] * z + self.sigmas[0] * start
         rising = [0, *boundaries]
         for t, s in itertools.pairwise(rising):
@@ -302,7 +261,59 @@ class TorchEditor:
         result = ((decoded / 2 + 0.5).clamp(0, 1) * 255).byte()
         if match:
             result = match_statistics(result.float(), image)
-        return TorchEdit(nhwc(result), nhwc(torch.stack(latents)), nhwc(torch.stack(inversion)))
+        return result, torch.stack(latents), torch.stack(inversion)
+
+    def __call__(
+        self,
+        pixels: np.ndarray,
+        source_ids: np.ndarray,
+        target_ids: np.ndarray,
+        noise: np.ndarray,
+        **settings: Any,
+    ) -> TorchEdit:
+        """Invert, generate under the target prompts and decode.
+
+        Args:
+            pixels: uint8 (b, H, W, 3).
+            source_ids, target_ids: (b, tokens).
+            noise: (b, h, w, c), at the start of inversion.
+            settings: of `edit`. scales: of both energies, self-attention first, at each step; None:
+                no guidance by them. bounds: of the ratio of the gradient to the guidance term.
+                match: give the result the source's mean and standard deviation.
+        """
+        inputs = self.place_inputs(pixels, source_ids, target_ids, noise)
+        return TorchEdit(*map(nhwc, self.edit(*inputs, **settings)))
+
+    def captured(self, inputs: Sequence[Tensor], **settings: Any) -> Callable[[], Any]:
+        """The edit of these inputs as one CUDA graph: launched at once, not kernel by kernel.
+
+        Returns:
+            a function that runs it and returns what `edit` does.
+        """
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                self.edit(*inputs, **settings)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = self.edit(*inputs, **settings)
+
+        def run() -> Any:
+            graph.replay()
+            return results
+
+        return run
+
+    def compile(self) -> None:
+        """Let PyTorch's compiler have the networks, for plain edits."""
+        for unet in (self.forward, self.backward):
+            unet.set_default_attn_processor()
+            unet.up_blocks[1].resnets[1]._forward_hooks.clear()
+            unet.compile()
+        self.vae.encoder.compile()
+        self.vae.decoder.compile()
 
 
 def match_statistics(x: Tensor, source: Tensor) -> Tensor:

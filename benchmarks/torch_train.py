@@ -11,67 +11,33 @@ from our trees, so that both programs start from the same numbers.
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import diffusers
 import numpy as np
 import peft
 import torch
-import transformers
 from torch import Tensor
 
 from benchmarks.random_weights import ALPHA, LORA_TARGETS
-from benchmarks.torch_edit import guidance_embedding
+from benchmarks.torch_networks import (
+    Tree,
+    channels_last,
+    empty_unet,
+    guidance_embedding,
+    leaf,
+    make_text_encoder,
+    make_vae,
+    unet_state,
+    upstream_state,
+)
 from ie_jax.diffusion.schedule import cumulative_alphas
-from ie_jax.models.architecture import UNetConfig, VAEConfig
 from ie_jax.models.lpips import EPSILON, SCALE, SHIFT, blocks
 from ie_jax.training.config import TrainConfig
-from ie_jax.weights.convert import find, flatten
-from ie_jax.weights.names import LORA, TEXT_ENCODER, UNET, VAE, Rule
+from ie_jax.weights.convert import flatten
+from ie_jax.weights.names import LORA
 from ie_jax.weights.pipeline import Pipeline
-
-Tree = Mapping[str, Any]
-
-
-def leaf(path: str, x: np.ndarray) -> Tensor:
-    """A leaf of our trees in PyTorch's layout."""
-    if path.rpartition("/")[2] in ("kernel", "down", "up"):
-        x = x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
-    return torch.from_numpy(np.ascontiguousarray(x, np.float32))
-
-
-def upstream_state(
-    table: Sequence[Rule], shapes: Mapping[str, Tensor], tree: Tree
-) -> dict[str, Tensor]:
-    """A tree as a state dict of these names and shapes: the inverse of conversion."""
-    flat, state = flatten(tree), {}
-    for name, like in shapes.items():
-        path = find(table, name)[1]
-        if path is not None:
-            state[name] = leaf(path, np.asarray(flat[path])).reshape(like.shape)
-    return state
-
-
-def unet_settings(config: UNetConfig) -> dict[str, Any]:
-    """diffusers' config of a UNet."""
-    settings = asdict(config)
-    attention = settings.pop("down_attention")
-    down = [f"{'CrossAttn' * a}DownBlock2D" for a in attention]
-    up = [f"{'CrossAttn' * a}UpBlock2D" for a in reversed(attention)]
-    blocks = {"down_block_types": down, "up_block_types": up}
-    return settings | blocks | {"attention_head_dim": settings.pop("heads")}
-
-
-def vae_settings(config: VAEConfig) -> dict[str, Any]:
-    """diffusers' config of an autoencoder."""
-    depth = len(config.block_out_channels)
-    return asdict(config) | {
-        "down_block_types": ["DownEncoderBlock2D"] * depth,
-        "up_block_types": ["UpDecoderBlock2D"] * depth,
-    }
-
 
 # --- LPIPS ----------------------------------------------------------------------------------------
 
@@ -164,13 +130,13 @@ class TorchTrainer:
         self.dtype = getattr(torch, config.precision.compute)
         # float32 means float32 here too, not TF32.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
         remat = config.execution.remat_block or config.execution.remat_call
-        base = self.make_unet()
-        state = upstream_state(UNET, base.state_dict(), weights.unet)
-        state = {name: x.to(self.device, self.dtype) for name, x in state.items()}
+        state = unet_state(empty_unet(self.arch.unet), weights.unet)
+        state = {name: channels_last(x.to(self.device, self.dtype)) for name, x in state.items()}
 
         def unet() -> Any:
-            network = self.make_unet()
+            network = empty_unet(self.arch.unet)
             network.load_state_dict(state, assign=True)
             network.requires_grad_(False).train()
             if remat:
@@ -182,13 +148,11 @@ class TorchTrainer:
         self.backward = self.with_lora(unet(), weights.backward).requires_grad_(False)
         self.trained = [x for x in self.forward.parameters() if x.requires_grad]
 
-        vae = diffusers.AutoencoderKL.from_config(vae_settings(self.arch.vae))
-        vae.load_state_dict(upstream_state(VAE, vae.state_dict(), weights.vae))
-        self.vae = vae.to(self.device, self.dtype).requires_grad_(False).train()
+        self.vae = make_vae(self.arch.vae, weights.vae)
+        self.vae = channels_last(self.vae.to(self.device, self.dtype)).requires_grad_(False).train()
         if remat:
             self.vae.enable_gradient_checkpointing()
-        text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**asdict(self.arch.text)))
-        text.load_state_dict(upstream_state(TEXT_ENCODER, text.state_dict(), weights.text_encoder))
+        text = make_text_encoder(self.arch.text, weights.text_encoder)
         self.text_encoder = text.to(self.device, self.dtype).requires_grad_(False).eval()
         self.lpips = None
         if perceptual is not None:
@@ -207,16 +171,11 @@ class TorchTrainer:
         self.abar = torch.from_numpy(cumulative_alphas(self.arch.betas)).to(self.device)
         self.boundaries = torch.tensor(config.cycle.boundaries, device=self.device)
 
-    def make_unet(self) -> Any:
-        """The UNet without weights."""
-        with torch.device("meta"):
-            return diffusers.UNet2DConditionModel.from_config(unet_settings(self.arch.unet))
-
     def with_lora(self, unet: Any, lora: Tree) -> Any:
         """A UNet with peft's LoRA, float32."""
         rank = next(x for path, x in flatten(lora).items() if path.endswith("/down")).shape[-1]
         settings = peft.LoraConfig(r=rank, lora_alpha=ALPHA, target_modules=list(LORA_TARGETS))
-        model = peft.get_peft_model(unet, settings).to(self.device)
+        model = channels_last(peft.get_peft_model(unet, settings).to(self.device))
         shapes = peft.get_peft_model_state_dict(model)
         peft.set_peft_model_state_dict(model, upstream_state(LORA, shapes, lora))
         return model

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,16 @@ def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     return time.perf_counter() - begin, result
 
 
+def matrix_rate() -> float | None:
+    """FLOP/s of a large product in bfloat16, the best of several; None on a CPU."""
+    if jax.default_backend() == "cpu":
+        return None
+    # Random: some chips multiply zeros and ones faster.
+    x = jax.random.normal(jax.random.key(0), (MATRIX, MATRIX), jnp.bfloat16)
+    product = jax.jit(lambda x: x @ x).lower(x).compile()
+    return 2 * MATRIX**3 / min(timed(product, x)[0] for _ in range(20))
+
+
 class Ours:
     """The training step as one compiled program."""
 
@@ -201,13 +212,19 @@ class Ours:
         self.key = jax.random.key(task.seed)
         self.params = pipeline.weights.forward
         self.state = initial_state(self.stage, self.params)
+
+    def first(self) -> dict[str, Any]:
+        """Compile, and make a first step."""
         begin = time.perf_counter()
-        jitted = jax.jit(make_step(self.stage, self.mesh, config.accumulate), donate_argnums=0)
-        self.program = jitted.lower(self.state, self.frozen, self.batch, self.key).compile()
+        step = make_step(self.stage, self.mesh, self.task.config.accumulate)
+        lowered = jax.jit(step, donate_argnums=0).lower(
+            self.state, self.frozen, self.batch, self.key
+        )
+        self.program = lowered.compile()
         compiled = time.perf_counter() - begin
         memory = self.program.memory_analysis()
         first, metrics = self.step()
-        self.facts = {
+        return {
             "compile": compiled,
             "first": first,
             "metrics": metrics,
@@ -225,9 +242,8 @@ class Ours:
         """Bytes, the most so far."""
         return peak_memory()
 
-    def parts(self, repeats: int) -> dict[str, dict[str, float]]:
-        """Median seconds, and seconds to compile, of what a step consists of: each part is a
-        program of its own."""
+    def lower_parts(self) -> dict[str, Any]:
+        """What a step consists of, each as a program of its own, not compiled."""
         config = self.task.config
         keys = jax.random.split(self.key, config.batch_size)
 
@@ -236,38 +252,55 @@ class Ours:
                 lambda part: self.stage.prepare(frozen, *part), (batch, keys), config.accumulate
             )
 
-        found: dict[str, dict[str, float]] = {}
-        begin = time.perf_counter()
-        program = jax.jit(prepared).lower(self.frozen, self.batch, keys).compile()
-        compiled = time.perf_counter() - begin
-        seconds = []
-        for _ in range(repeats + 1):
-            elapsed, example = timed(program, self.frozen, self.batch, keys)
-            seconds.append(elapsed)
-        found["prepare"] = {"seconds": statistics.median(seconds[1:]), "compile": compiled}
+        parts = {"prepare": jax.jit(prepared).lower(self.frozen, self.batch, keys)}
+        example = parts["prepare"].out_info
         if config.accumulate > 1:
-            example = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), example)
+            example = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((x.shape[0] * x.shape[1], *x.shape[2:]), x.dtype),
+                example,
+            )
         for name, loss in self.stage.updates.items():
             stage = Stage(lambda frozen, example, keys: example, {name: loss}, self.stage.optimiser)
             step = jax.jit(make_step(stage, self.mesh, config.accumulate), donate_argnums=0)
+            state = jax.eval_shape(partial(initial_state, stage), self.params)
+            parts[name] = step.lower(state, self.frozen, example, self.key)
+        return parts
+
+    def run_parts(self, parts: Mapping[str, Any], repeats: int) -> dict[str, list[float]]:
+        """Seconds of each part's runs, after a first one."""
+        config = self.task.config
+        keys = jax.random.split(self.key, config.batch_size)
+        seconds: dict[str, list[float]] = {"prepare": []}
+        for _ in range(repeats + 1):
+            elapsed, example = timed(parts["prepare"], self.frozen, self.batch, keys)
+            seconds["prepare"].append(elapsed)
+        if config.accumulate > 1:
+            example = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), example)
+        for name, loss in self.stage.updates.items():
+            stage = Stage(self.stage.prepare, {name: loss}, self.stage.optimiser)
             state = initial_state(stage, self.params)
-            begin = time.perf_counter()
-            program = step.lower(state, self.frozen, example, self.key).compile()
-            compiled = time.perf_counter() - begin
-            seconds = []
+            seconds[name] = []
             for _ in range(repeats + 1):
-                elapsed, (state, _) = timed(program, state, self.frozen, example, self.key)
-                seconds.append(elapsed)
-            found[name] = {"seconds": statistics.median(seconds[1:]), "compile": compiled}
-        return found
+                elapsed, (state, _) = timed(parts[name], state, self.frozen, example, self.key)
+                seconds[name].append(elapsed)
+        return {name: each[1:] for name, each in seconds.items()}
+
+    def parts(self, repeats: int) -> dict[str, dict[str, float]]:
+        """Median seconds, and seconds to compile, of what a step consists of: each part is a
+        program of its own."""
+        compiled, programs = {}, {}
+        for name, lowered in self.lower_parts().items():
+            begin = time.perf_counter()
+            programs[name] = lowered.compile()
+            compiled[name] = time.perf_counter() - begin
+        return {
+            name: {"seconds": statistics.median(seconds), "compile": compiled[name]}
+            for name, seconds in self.run_parts(programs, repeats).items()
+        }
 
     def matrix_rate(self) -> float | None:
-        """FLOP/s of a large product in bfloat16, the best of several; None on a CPU."""
-        if jax.default_backend() == "cpu":
-            return None
-        x = jnp.ones((MATRIX, MATRIX), jnp.bfloat16)
-        product = jax.jit(lambda x: x @ x).lower(x).compile()
-        return 2 * MATRIX**3 / min(timed(product, x)[0] for _ in range(20))
+        """FLOP/s of a large product in bfloat16."""
+        return matrix_rate()
 
     def draws(self) -> dict[str, np.ndarray]:
         """What a step draws."""
@@ -293,9 +326,12 @@ class Theirs:
         self.draws = self.trainer.place(draws_of(task, arch, frozen))
         del pipeline, frozen
         self.seconds: list[dict[str, float]] = []
+
+    def first(self) -> dict[str, Any]:
+        """Make a first step."""
         first, metrics = self.step()
         self.seconds.clear()
-        self.facts = {"first": first, "metrics": metrics}
+        return {"first": first, "metrics": metrics}
 
     def step(self) -> tuple[float, dict[str, float]]:
         """Seconds of one step, and its metrics."""
@@ -331,7 +367,7 @@ def begin(name: str, task: Task) -> dict[str, Any]:
     """Load, compile, make a first step."""
     global here
     here = PROGRAMS[name](task)
-    facts: dict[str, Any] = here.facts
+    facts: dict[str, Any] = here.first()
     return facts
 
 

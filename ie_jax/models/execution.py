@@ -1,7 +1,8 @@
 """How a network is run: number types, attention kernel, rematerialisation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,26 @@ class Execution:
         if convolution == "auto":
             convolution = "cpu" if backend == "cpu" else "xla"
         return replace(self, attention=attention, convolution=convolution)
+
+
+WEIGHTS, BLOCK = "weights of a call", "output of a block"
+"""Names by which rematerialisation knows what a call derives from base and LoRAs, and what each
+ResNet and transformer of the UNet puts out."""
+
+
+def saved_in_a_call(execution: Execution) -> Callable[..., Any]:
+    """What a call keeps for its backward pass, as a policy of `jax.checkpoint`: its weights never,
+    or a scan would keep some for each of its steps.
+
+    A policy holds inside the blocks too, whatever they say, so it must name what stands between
+    them.
+    """
+    policies = jax.checkpoint_policies
+    if execution.remat_call:
+        return policies.nothing_saveable
+    if execution.remat_block:
+        return policies.save_only_these_names(BLOCK)
+    return policies.save_anything_except_these_names(WEIGHTS)
 
 
 QUICK: dict[str, bool | str] = {

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from ie_jax.models.architecture import TextConfig, UNetConfig, VAEConfig
-from ie_jax.models.execution import Execution, Precision
+from ie_jax.models.execution import WEIGHTS, Execution, Precision, saved_in_a_call
 from ie_jax.models.lora import merge, of_one_rank
 from ie_jax.models.text_encoder import TextEncoder
 from ie_jax.models.unet import Collect, Out, UNet
@@ -54,10 +54,6 @@ class Networks:
     low-rank path, which holds no second copy of the weights but computes more."""
 
 
-WEIGHTS = "weights of a call"
-"""What a call derives from base and LoRAs, by the name that rematerialisation knows it by."""
-
-
 @partial(jax.jit, static_argnums=0)
 def apply_unet(
     unet: UNet, variables: Any, z: Latents, t: Array, w: Array, context: Context
@@ -71,6 +67,14 @@ def denoiser(
     networks: Networks, base: Any, lora: Any = None, collect: tuple[Collect, ...] = ()
 ) -> Network:
     """The base with a LoRA, or alone where `lora` is None."""
+    call = one_denoiser(networks, base, lora, collect)
+    return jax.checkpoint(call) if networks.execution.remat_call else call
+
+
+def one_denoiser(
+    networks: Networks, base: Any, lora: Any = None, collect: tuple[Collect, ...] = ()
+) -> Network:
+    """`denoiser`, whose calls are not computed again as a whole."""
     unet = UNet(networks.architecture.unet, networks.precision, networks.execution, collect)
     if lora is None:
         variables = {"params": base}
@@ -82,7 +86,7 @@ def denoiser(
     def call(z: Latents, t: Array, w: Array, context: Context) -> tuple[Latents, Out]:
         return apply_unet(unet, variables, z, t, w, context)
 
-    return jax.checkpoint(call) if networks.execution.remat_call else call
+    return call
 
 
 def any_denoiser(
@@ -100,11 +104,9 @@ def any_denoiser(
     def call(model: Array, z: Latents, t: Array, w: Array) -> Latents:
         picked = jax.tree.map(lambda *x: lax.select_n(model, *x), *given)
         picked = checkpoint_name(picked, WEIGHTS)
-        return denoiser(networks, base, picked)(z, t, w, context)[0]
+        return one_denoiser(networks, base, picked)(z, t, w, context)[0]
 
-    # A backward pass picks and merges again, or a scan would keep weights for each of its steps.
-    policy = jax.checkpoint_policies.save_anything_except_these_names(WEIGHTS)
-    return jax.checkpoint(call, policy=policy, prevent_cse=False)
+    return jax.checkpoint(call, policy=saved_in_a_call(networks.execution), prevent_cse=False)
 
 
 def encode_text(

@@ -14,11 +14,12 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from ie_jax.models.architecture import UNetConfig
 from ie_jax.models.attention import Heads, attend, attention, probabilities
-from ie_jax.models.execution import Execution, Precision, dtype
+from ie_jax.models.execution import BLOCK, Execution, Precision, dtype
 from ie_jax.models.layers import Conv, Dense, group_norm, layer_norm, upsample_nearest
 
 Collect = Literal["features", "queries_keys", "maps"]
@@ -250,7 +251,7 @@ class UNetBlock(nn.Module):
                 self.execution,
                 name=f"resnets_{i}",
             )
-            return block(y, time)
+            return checkpoint_name(block(y, time), BLOCK)
 
         def transformer(i: int, y: Array) -> Array:
             y, tap = remat(Transformer2D)(
@@ -262,7 +263,7 @@ class UNetBlock(nn.Module):
                 name=f"attentions_{i}",
             )(y, context)
             taps.append(tap)
-            return y
+            return checkpoint_name(y, BLOCK)
 
         if self.kind == "mid":
             x = resnet(1, transformer(0, resnet(0, x)))
@@ -280,6 +281,7 @@ class UNetBlock(nn.Module):
             stride = 2 if self.kind == "down" else 1
             name = f"{self.kind}samplers_0"
             x = Resampler(self.features, self.precision, self.execution, stride, name=name)(x)
+            x = checkpoint_name(x, BLOCK)
             skips = (*skips, x) if self.kind == "down" else skips
         return x, skips, taps, second
 
@@ -333,7 +335,7 @@ class UNet(nn.Module):
         time = TimeEmbedding(config, precision, name="time_embedding")(embedded, guidance)
 
         context = context.astype(compute)
-        x = Conv(widths[0], precision=precision, name="conv_in")(z)
+        x = checkpoint_name(Conv(widths[0], precision=precision, name="conv_in")(z), BLOCK)
         skips: tuple[Array, ...] = (x,)
         taps: list[Any] = []
         features: dict[str, Array | None] = {}

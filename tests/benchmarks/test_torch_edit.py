@@ -8,6 +8,7 @@ import pytest
 from benchmarks.edit import GUIDERS, SCALES
 from ie_jax.config import EditConfig
 from ie_jax.editing.editor import Editor
+from ie_jax.weights.load import load_pipeline
 
 REASON = "the PyTorch counterpart needs it: pip install 'ie_jax[dev]'"
 pytest.importorskip("torch", reason=REASON)
@@ -32,7 +33,7 @@ def test_computes_the_same_as_the_editor(checkpoints: Path, guided: bool) -> Non
     inversion = editor.invert(pixels, source)
     expected = editor.programs["edit"](editor.weights, inversion, *editor.edit_arguments(1, target))
 
-    found = TorchEditor(checkpoints)(
+    found = TorchEditor(load_pipeline(str(checkpoints), offline=True))(
         pixels,
         editor.ids([source]),
         editor.ids([target]),
