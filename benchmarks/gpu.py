@@ -44,6 +44,7 @@ from ie_jax.editing.guiders import make_guider
 from ie_jax.editing.program import Models, edit_images
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole
+from ie_jax.models.attention import fused_attention
 from ie_jax.models.execution import DType, Execution, Precision, dtype
 
 ENOUGH_SECONDS = 2.0
@@ -341,13 +342,14 @@ def attention_kernels(kind: DType) -> dict[str, Any]:
     """Milliseconds of attention alone and with its gradient, batch 4, by implementation; or why it
     failed."""
     found: dict[str, Any] = {}
-    for (name, (n, m, d)), how in product(TOKENS.items(), ("cudnn", "xla")):
+    implementations: tuple[Literal["cudnn", "xla"], ...] = ("cudnn", "xla")
+    for (name, (n, m, d)), how in product(TOKENS.items(), implementations):
         keys = jax.random.split(jax.random.key(0), 3)
         qkv = [
             jax.random.normal(key, (4, length, 8, d), dtype(kind))
             for key, length in zip(keys, (n, m, m), strict=True)
         ]
-        attend = partial(jax.nn.dot_product_attention, implementation=how)
+        attend = partial(fused_attention, implementation=how)
 
         def total(*qkv: Any, attend: Any = attend) -> Any:
             return attend(*qkv).astype(jnp.float32).sum()
@@ -512,6 +514,16 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def measure_attention(kind: DType, report: Report) -> None:
+    """Attention alone, on paper."""
+    worker = Worker(attention_kernels, kind)
+    found = report.wait(worker.loaded, "attention alone")["work"]
+    report.record["attention ms, alone and with gradient"] = found
+    for name, facts in found.items():
+        say(f"  {name}: {facts if isinstance(facts, str) else [round(x, 3) for x in facts]} ms")
+    worker.close()
+
+
 def measure(task: Task, figures: Sequence[Figure], ways: Sequence[Way], report: Report) -> None:
     """All figures, in their order, but for the steps of training: they compile the longest, beside
     all else, and are measured as soon as they are ready; edits then a second time, undisturbed.
@@ -522,16 +534,6 @@ def measure(task: Task, figures: Sequence[Figure], ways: Sequence[Way], report: 
     edits = [x for x in figures if x.is_edit]
     steps = [x for x in figures if not x.is_edit]
     work = Worker(work_of, task, figures)
-    kernels = Worker(attention_kernels, task.dtype)
-    record = report.wait(kernels.loaded, "attention alone")["work"]
-    report.record["attention ms, alone and with gradient"] = record
-    for name, facts in record.items():
-        say(f"  {name}: {facts}")
-    if task.attention == "auto" and any(
-        isinstance(x, str) for n, x in record.items() if "cudnn" in n
-    ):
-        task = replace(task, attention="xla")
-    kernels.close()
     training = Worker(OurTraining, task, steps[0]) if steps else None
     compiling = training.ask("compile") if training else None
     ours = Worker(OurEdits, task) if edits else None
@@ -608,7 +610,7 @@ def work_of(task: Task, figures: Sequence[Figure]) -> dict[str, float]:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    names = [x.name for x in FIGURES]
+    names = ["attention", *(x.name for x in FIGURES)]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
         description="Speed of edits and training steps on a GPU, ours beside PyTorch's.",
@@ -685,6 +687,8 @@ def main(argv: Sequence[str]) -> None:
         report = Report(deadline, options.output, record)
         figures = [x for x in FIGURES if x.name in options.figures]
         try:
+            if "attention" in options.figures:
+                measure_attention(task.dtype, report)
             measure(task, figures, options.torch, report)
         except OutOfTime as error:
             say(f"the {options.minutes:g} minutes are over: {error} was not finished")
