@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
 from benchmarks.torch_networks import (
@@ -309,7 +310,7 @@ class TorchEditor:
     def compile(self) -> None:
         """Let PyTorch's compiler have the networks, for plain edits."""
         for unet in (self.forward, self.backward):
-            unet.set_default_attn_processor()
+            unet.set_attn_processor(AttnProcessor2_0())
             unet.up_blocks[1].resnets[1]._forward_hooks.clear()
             unet.compile()
         self.vae.encoder.compile()
