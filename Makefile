@@ -6,7 +6,7 @@ PIP_INSTALL := $(RUN) -m pip install --quiet --no-input --no-compile
 # Without a GPU the CPU build of torch is enough, and gigabytes smaller than the default one.
 TORCH := $(if $(shell command -v nvidia-smi),,torch==2.13.0)
 
-.PHONY: demo test lint slow conformance bench clean
+.PHONY: demo test lint slow conformance bench wheels clean
 
 demo: $(VENV)/.runtime
 	$(RUN) -m ie_jax.evaluation.demo --output demo.png
@@ -29,6 +29,15 @@ slow: $(VENV)/.development
 bench: $(VENV)/.development
 	$(RUN) -m benchmarks.edit
 	$(RUN) -m benchmarks.memory
+
+# What benchmarks.gpu needs beyond JAX, PyTorch, transformers and peft, for a machine without a network.
+WHEELS := diffusers importlib_metadata docstring-parser pooch platformdirs tensorboardX \
+	pydantic pydantic-core annotated-types typing-inspection
+
+wheels: $(VENV)/.development
+	$(RUN) -m pip download --quiet --no-deps --only-binary=:all: --dest .wheels \
+		--python-version 3.12 --implementation cp \
+		--platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 $(WHEELS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

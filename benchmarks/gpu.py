@@ -4,11 +4,11 @@
 
 prints a row for each kind of edit and of training step as soon as it is measured, and writes all
 figures so far to the output. Where the minutes end, so does it; what `--cache` holds by then spares
-the next run the compilation. Weights are random, of the published sizes. docs/gpu.md says what a
-machine without a network needs.
+the next run the compilation. Weights are random, of the published sizes. benchmarks/README.md says
+what a machine without a network needs.
 
-Ours and PyTorch's each have processes of their own. They load side by side, but only one compiles
-or runs on the GPU at a time, since compilers choose kernels by measuring them.
+Ours and PyTorch's each have processes of their own. A training step compiles beside the edits,
+which it may disturb; they are measured again when it is done.
 """
 
 import argparse
@@ -429,8 +429,8 @@ class Report:
     deadline: float
     output: Path | None
     record: dict[str, Any]
-    work: Mapping[str, float] = field(default_factory=dict)
-    """Useful operations of one image, by kind."""
+    work: Callable[[], Mapping[str, float]] = dict
+    """Useful operations of one image, by kind, as far as they are counted."""
     latents: dict[str, np.ndarray] = field(default_factory=dict)
 
     def wait(self, future: "Future[Any]", what: str) -> Any:
@@ -467,7 +467,7 @@ class Report:
         if "error" in own:
             return [figure.name, program, own["error"]]
         median = own.get("median")
-        useful = self.work.get(figure.kind)
+        useful = self.work().get(figure.kind)
         rate = useful and median and useful * figure.batch / median
         peak = self.record.get("matrix rate")
         memory = own.get("peak", own.get("temporaries"))
@@ -534,6 +534,7 @@ def measure(task: Task, figures: Sequence[Figure], ways: Sequence[Way], report: 
     edits = [x for x in figures if x.is_edit]
     steps = [x for x in figures if not x.is_edit]
     work = Worker(work_of, task, figures)
+    report.work = lambda: work.loaded.result()["work"] if work.loaded.done() else {}
     training = Worker(OurTraining, task, steps[0]) if steps else None
     compiling = training.ask("compile") if training else None
     ours = Worker(OurEdits, task) if edits else None
@@ -564,7 +565,6 @@ def measure(task: Task, figures: Sequence[Figure], ways: Sequence[Way], report: 
         for figure in wave:
             report.add(figure, "ours", compiled[figure.name])
         ready += [x for x in wave if "error" not in compiled[x.name]]
-        report.work = work.loaded.result()["work"] if work.loaded.done() else {}
         measure_edits(wave, [x for x in ways if x != "compiled"])
         for figure in wave if task.profile else ():
             if figure in ready:
@@ -588,6 +588,7 @@ def measure(task: Task, figures: Sequence[Figure], ways: Sequence[Way], report: 
     if steps:
         measure_edits(edits, [x for x in ways if x == "graph"])
     measure_edits(edits, [x for x in ways if x == "compiled"])
+    report.wait(work.loaded, "count the work")
 
 
 def work_of(task: Task, figures: Sequence[Figure]) -> dict[str, float]:

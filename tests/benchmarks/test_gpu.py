@@ -17,7 +17,9 @@ PLAIN = Figure("plain", 2)
 
 def report(tmp_path: Path, seconds: float = 60.0) -> Report:
     record = {"results": {}, "matrix rate": 100e12}
-    return Report(time.monotonic() + seconds, tmp_path / "gpu.json", record, {"plain": 5e12})
+    return Report(
+        time.monotonic() + seconds, tmp_path / "gpu.json", record, lambda: {"plain": 5e12}
+    )
 
 
 def test_each_figure_is_on_paper_at_once(tmp_path: Path) -> None:
