@@ -23,7 +23,7 @@ class Row:
     file: str
     """As it stands in the table; empty if the line names none."""
     captions: tuple[str, ...] | None
-    """None: those of the `.txt` beside the picture."""
+    """None: those of the text beside the picture."""
 
 
 def read_table(path: Path) -> list[Row]:
@@ -88,12 +88,19 @@ def read_csv(path: Path) -> Iterator[Row]:
     column is the file and the third the caption.
     """
     text = read_text(path)
-    tabs = "\t" in text.partition("\n")[0]
-    table = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tabs else ",", strict=True)
+    delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         names = next(table, [])
         file, caption = map(names.index, released_columns(names) or named_columns(names, str(path)))
         for cells in table:
+            if len(cells) > len(names) == caption + 1:  # commas of an unquoted caption
+                cells = [*cells[:caption], delimiter.join(cells[caption:])]
+            if len(cells) > len(names):
+                raise UserError(
+                    f"{path} line {table.line_num}: has {len(cells)} cells, the header "
+                    f"{len(names)}: put a caption with commas in quotes"
+                )
             if cells:
                 padded = [*cells, *[""] * (len(names) - len(cells))]
                 yield Row(f"{path} line {table.line_num}", padded[file], clean([padded[caption]]))

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import stat
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ie_jax.data.colours import to_srgb
+from ie_jax.data.png import without_texts
 from ie_jax.errors import UserError
 
 Fit = Literal["crop", "aspect"]
@@ -24,7 +27,12 @@ SIDE_MULTIPLE = 64
 """The autoencoder halves a picture three times and the UNet its latents three times more."""
 
 # Named one by one: Pillow also knows formats that start other programs (EPS) or that nobody sends.
-_READ_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_READ_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+HEIC = re.compile(rb"....ftyp(hei[cfmsx]|hev[cx]|mif1|msf1)", re.DOTALL)
+"""The start of an iPhone's photo."""
+
+MAX_BYTES = 1_000_000_000
+"""A larger file is no photo."""
 
 PILLOW = re.compile(r"PIL\.")
 PILLOW_IGNORED = ("ignore", None, Warning, PILLOW, 0)  # as the entry stands in warnings.filters
@@ -33,9 +41,9 @@ PILLOW_IGNORED = ("ignore", None, Warning, PILLOW, 0)  # as the entry stands in 
 def load_image(path: str | os.PathLike[str], size: int, fit: Fit = "crop") -> np.ndarray:
     """The picture in a file, turned upright and brought to the size that the models take.
 
-    Any of PNG, JPEG, WebP, GIF, BMP, TIFF and PPM: the first frame if there are several, composited
-    over white where it is transparent. Deeper grey is scaled to 8 bits: 16-bit from its full
-    range, float from 0..1 (from 0..255 if a value exceeds 1).
+    Any of PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF and PPM, and HEIC with the extra `heic`: the first
+    frame if there are several, as sRGB by its colour profile, over white where it is transparent
+    (see `ie_jax.data.colours.to_srgb`).
 
     Returns uint8 RGB (h, w, 3), shaped by `preprocess`.
     Raises UserError if the file cannot be read, is not a whole picture in one of these formats,
@@ -98,32 +106,65 @@ def read_rgb(source: Path | bytes, name: str) -> np.ndarray:
         UserError: as `load_image`.
     """
     ignore_pillow()
+    content = source if isinstance(source, bytes) else read_bytes(source, name)
+    formats = (*_READ_FORMATS, *heic_formats(content, name))
+    file = io.BytesIO(without_texts(content))
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+        with Image.open(file, formats=formats) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            picture.verify()
+        file.seek(0)
+        with Image.open(file, formats=formats) as picture:
+            picture.load()
+            return np.array(to_srgb(picture))
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    except Image.DecompressionBombError as error:
+        limit = MAX_PIXELS // 1_000_000
+        raise UserError(f"{name}: has over {limit} megapixels; make it smaller first") from error
+    except UnidentifiedImageError as error:
+        known = ", ".join(_READ_FORMATS)
+        raise UserError(f"{name}: is not a picture in a known format ({known})") from error
+    except Exception as error:  # on broken bytes the decoders raise nearly anything
+        raise UserError(f"{name}: is damaged or incomplete; get the file again") from error
+
+
+def read_bytes(path: Path, name: str) -> bytes:
+    """What a file holds.
+
+    Raises:
+        UserError: it cannot be read, is no file (a pipe would be waited for, for ever), or is too
+            large.
+    """
+    try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            kind = "a directory" if stat.S_ISDIR(facts.st_mode) else "no ordinary file"
+            raise UserError(f"{name}: is {kind}; name a picture")
+        if facts.st_size > MAX_BYTES:
+            raise UserError(f"{name}: has over {MAX_BYTES // 10**6} MB: no picture is that large")
+        return path.read_bytes()
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: cannot be read: {reason(error)}") from error
-    with file:
-        try:
-            with Image.open(file, formats=_READ_FORMATS) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                picture.verify()
-            file.seek(0)
-            with Image.open(file, formats=_READ_FORMATS) as picture:
-                picture.load()
-                return np.array(_to_rgb(picture))
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from None
-        except Image.DecompressionBombError as error:
-            limit = MAX_PIXELS // 1_000_000
-            raise UserError(
-                f"{name}: has over {limit} megapixels; make it smaller first"
-            ) from error
-        except UnidentifiedImageError as error:
-            known = ", ".join(_READ_FORMATS)
-            raise UserError(f"{name}: is not a picture in a known format ({known})") from error
-        except Exception as error:  # on broken bytes the decoders raise nearly anything
-            raise UserError(f"{name}: is damaged or incomplete; get the file again") from error
+
+
+def heic_formats(content: bytes, name: str) -> tuple[str, ...]:
+    """What Pillow must know to open this picture, if it is HEIC.
+
+    Raises:
+        UserError: it is, and the package that reads it is not installed.
+    """
+    if not HEIC.match(content):
+        return ()
+    try:
+        import pillow_heif  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise UserError(
+            f"{name}: is a HEIC picture: pip install 'ie_jax[heic]', or save it as JPEG"
+        ) from error
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
 
 
 def ignore_pillow() -> None:
@@ -134,25 +175,6 @@ def ignore_pillow() -> None:
     """
     if PILLOW_IGNORED not in warnings.filters:
         warnings.filterwarnings("ignore", module=PILLOW.pattern)
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    """A loaded picture of any mode as upright 8-bit RGB."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):
-        # Pillow reads 16-bit grey as mode I;16 or, from some formats, as 32-bit I.
-        values = np.asarray(picture).astype(np.int32)
-        if values.min() < 0 or values.max() > 65535:
-            raise UserError("has 32-bit integer pixels; save it with 8 or 16 bits")
-        picture = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    elif picture.mode == "F":
-        values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
-        scale = 255.0 if values.max() <= 1 else 1.0
-        picture = Image.fromarray(np.rint((values * scale).clip(0, 255)).astype(np.uint8))
-    elif picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return picture.convert("RGB")
 
 
 def require_rgb(image: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """Where pictures with captions come from: folders, the original release's layout, and TFDS."""
 
 import os
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from ie_jax.data.captions import Row, joined, read_table, text_captions
 from ie_jax.errors import UserError
 
 SUFFIXES = {
-    *(".png", ".jpg", ".jpeg", ".webp", ".gif"),
-    *(".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".heic", ".heif", ".gif"),
+    *(".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
 }
+BESIDE = (".txt", ".caption", ".TXT", ".CAPTION")
+"""Ends of the names of texts beside pictures: kohya's tools write the second, cameras the third."""
 TABLES = ("metadata.jsonl", "metadata.csv")
 CAPTION_FEATURES = ("captions", "caption", "text")
 
@@ -58,7 +61,9 @@ class Files:
         path = Path(row.file)
         if not row.file:
             raise UserError(f"{row.where}: names no file")
-        captions = text_captions(beside(path)) if row.captions is None else row.captions
+        captions = row.captions
+        if captions is None:
+            captions = text_captions(Path(row.where))
         if not captions:
             raise UserError(f"{row.where}: has no caption")
         return Example(row.file, path, captions)
@@ -75,16 +80,17 @@ class Files:
         return Files(kept, self.description)
 
 
-def beside(picture: Path) -> Path:
-    """Where a picture's captions are, if not in a table."""
-    return picture.with_suffix(".txt")
+def beside(picture: Path) -> Path | None:
+    """The text with a picture's captions, if there is one."""
+    names = (picture.with_suffix(suffix) for suffix in BESIDE)
+    return next((path for path in names if path.is_file()), None)
 
 
 def folder(path: Path) -> Files:
     """Pictures of a folder and all folders in it, sorted by name.
 
     Captions come from `metadata.jsonl` or `metadata.csv` (file names are relative to the table's
-    own folder), wherever there are some, or else from a `.txt` beside each picture.
+    own folder), wherever there are some, or else from a `.txt` or `.caption` beside each picture.
 
     Warns:
         UserWarning: pictures without a caption are left out.
@@ -94,16 +100,16 @@ def folder(path: Path) -> Files:
     """
     pictures, tables = walk(path)
     if tables:
-        found = (placed(row, table.parent) for table in tables for row in read_table(table))
+        found = (placed(row, table.parent, path) for table in tables for row in read_table(table))
         rows = joined(found)  # two tables may list one picture
     elif pictures:
-        rows = [Row(str(beside(p)), str(p), None) for p in pictures if beside(p).exists()]
+        rows = [Row(str(text), str(p), None) for p in pictures if (text := beside(p))]
     else:
         raise UserError(f"{path}: holds no pictures ({', '.join(sorted(SUFFIXES))})")
     if not rows:
         raise UserError(
             f"{path}: no picture has a caption: write a {TABLES[0]} with file_name and text, or a "
-            ".txt file beside each picture"
+            f"{BESIDE[0]} or {BESIDE[1]} file beside each picture"
         )
     source = Files(rows, f"folder {path}")
     need_one_file(source)
@@ -122,7 +128,7 @@ def coco_csv(path: Path, split: str) -> Files:
     if not table.is_file():
         raise UserError(f"{table} is missing: it should hold the captions of {path / split}")
     named = (Row(row.where, Path(row.file).name, row.captions) for row in read_table(table))
-    rows = joined(placed(row, path / split) for row in named)
+    rows = joined(placed(row, path / split, path) for row in named)
     source = Files(rows, f"coco_csv {path} {split}")
     if not rows:
         raise UserError(f"{table}: holds no captions")
@@ -149,9 +155,24 @@ def unreadable(error: OSError) -> None:
     raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
 
-def placed(row: Row, parent: Path) -> Row:
-    """The row with its file's path from the table's folder on."""
-    return Row(row.where, os.path.normpath(parent / row.file) if row.file else "", row.captions)
+def placed(row: Row, parent: Path, data: Path) -> Row:
+    """The row with its file's path from the table's folder on.
+
+    Tables from Windows have backslashes, those from a Mac may have accents as letters of their own:
+    such names are taken where the file lies under them.
+
+    Raises:
+        UserError: the file would lie outside of the data folder.
+    """
+    if not row.file:
+        return row
+    slashes = row.file.replace("\\", "/")
+    forms = (row.file, slashes, *(unicodedata.normalize(x, slashes) for x in ("NFC", "NFD")))
+    paths = [os.path.normpath(parent / name) for name in dict.fromkeys(forms)]
+    path = next(filter(os.path.exists, paths), paths[0])
+    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(data)):
+        raise UserError(f"{row.where}: {row.file} lies outside of {data}")
+    return Row(row.where, path, row.captions)
 
 
 def need_one_file(source: Files) -> None:

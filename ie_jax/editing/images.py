@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ie_jax.data.colours import srgb
 from ie_jax.data.images import reason, require_rgb
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole, temporary_name
@@ -45,7 +46,7 @@ def check_place(path: str | os.PathLike[str]) -> None:
 
 def save_image(image: np.ndarray, path: str | os.PathLike[str]) -> None:
     """Write uint8 RGB (h, w, 3) in the format of the path's suffix: PNG, WebP, BMP and TIFF
-    without loss, JPEG at quality 95.
+    without loss, JPEG at quality 95, with the colour profile of sRGB where the format has one.
 
     The file appears whole or not at all, and replaces one of that name. Raises UserError if the
     suffix is unknown, the folder is missing or not writable, or the array is not a picture.
@@ -55,7 +56,8 @@ def save_image(image: np.ndarray, path: str | os.PathLike[str]) -> None:
     check_writable(path)
     name, options = _write_format(path)
     with write_errors(path), appearing_whole(path) as file:
-        Image.fromarray(image).save(file, name, **options)
+        profile = {} if name == "BMP" else {"icc_profile": srgb().tobytes()}
+        Image.fromarray(image).save(file, name, **options, **profile)
 
 
 def side_by_side(panels: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:

@@ -98,6 +98,14 @@ def test_tabs_separate_where_the_header_has_them(tmp_path: Path) -> None:
     assert [(row.file, row.captions) for row in rows] == [("a.jpg", ("one, two",))]
 
 
+def test_commas_of_an_unquoted_caption_are_its_own_or_refused(tmp_path: Path) -> None:
+    last, first = tmp_path / "last.csv", tmp_path / "first.csv"
+    last.write_text("file_name,text\na.png,a cat\nb.png,a dog, asleep, alone\n")
+    assert [row.captions for row in read_table(last)] == [("a cat",), ("a dog, asleep, alone",)]
+    first.write_text("text,file_name\na cat,a.png\na dog, asleep,b.png\n")
+    assert "line 3: has 3 cells, the header 2" in refusal(first)
+
+
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
     assert read_table(table(tmp_path, "\ufefffile_name,text\na,b\n"))[0].file == "a"
 

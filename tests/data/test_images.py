@@ -1,7 +1,9 @@
 """Pictures in: the published preparation, every kind of file, and every kind of bad one."""
 
 import io
+import os
 import struct
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from ie_jax.data.colours import srgb
 from ie_jax.data.images import MAX_SIDE, Fit, load_image, preprocess, read_rgb
 from ie_jax.errors import UserError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -141,7 +144,7 @@ def test_lossless_formats_are_read_exactly(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_image(path, 64), noise(64, 64))
 
 
-@pytest.mark.parametrize("name", ["JPEG", "WEBP", "GIF"])
+@pytest.mark.parametrize("name", ["JPEG", "WEBP", "GIF", "AVIF"])
 def test_lossy_formats_are_read(name: str, tmp_path: Path) -> None:
     ramp = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[:, None, None], 64, axis=1)
     path = tmp_path / "picture"
@@ -243,7 +246,168 @@ def test_the_first_of_several_frames_is_taken(name: str, tmp_path: Path) -> None
     assert (load_image(path, 64) == (255, 0, 0)).all()
 
 
+# --- load_image: colours ---
+
+CURVE = struct.pack(">4sIIH", b"curv", 0, 1, round(2.19921875 * 256)) + bytes(2)
+WHITE = (0.9642, 1.0, 0.8249)
+ADOBE = {  # columns of Adobe RGB (1998)'s matrix to XYZ, adapted to D50
+    b"rXYZ": (0.60974, 0.31111, 0.01947),
+    b"gXYZ": (0.20528, 0.62567, 0.06087),
+    b"bXYZ": (0.14919, 0.06322, 0.74457),
+}
+
+
+def fixed(*values: float) -> bytes:
+    return b"".join(struct.pack(">i", round(65536 * x)) for x in values)
+
+
+def profile(kind: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """An ICC profile of version 2 with these tags."""
+    place, table, body = 128 + 4 + 12 * len(tags), b"", b""
+    for name, content in tags.items():
+        content += bytes(-len(content) % 4)
+        table += name + struct.pack(">II", place + len(body), len(content))
+        body += content
+    size = place + len(body)
+    head = struct.pack(">I4xI4s4s4s", size, 0x02100000, b"mntr", kind, b"XYZ ") + bytes(12)
+    head += b"acsp" + bytes(28) + fixed(*WHITE)
+    return head + bytes(128 - len(head)) + struct.pack(">I", len(tags)) + table + body
+
+
+def xyz(*values: float) -> bytes:
+    return b"XYZ " + bytes(4) + fixed(*values)
+
+
+ADOBE_RGB = profile(
+    b"RGB ",
+    {name: xyz(*x) for name, x in ADOBE.items()}
+    | {b"wtpt": xyz(*WHITE), b"rTRC": CURVE, b"gTRC": CURVE, b"bTRC": CURVE},
+)
+GAMMA_1 = profile(b"GRAY", {b"wtpt": xyz(*WHITE), b"kTRC": struct.pack(">4sII", b"curv", 0, 0)})
+
+
+def by_hand(rgb: tuple[int, int, int]) -> np.ndarray:
+    """Adobe RGB to sRGB with the standards' own numbers."""
+    to_xyz = np.array(list(ADOBE.values())).T
+    from_xyz = np.array(  # sRGB's, from D50
+        [[3.13386, -1.61687, -0.49062], [-0.97877, 1.91614, 0.03345], [0.07195, -0.22899, 1.40524]]
+    )
+    linear = from_xyz @ to_xyz @ (np.array(rgb) / 255) ** 2.19921875
+    linear = linear.clip(0, 1)
+    curved = np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return 255 * curved
+
+
+@pytest.mark.parametrize("name", ["PNG", "TIFF", "WEBP", "AVIF", "JPEG"])
+@pytest.mark.parametrize("rgb", [(200, 100, 50), (60, 140, 90), (90, 90, 90)])
+def test_a_profile_is_followed(name: str, rgb: tuple[int, int, int], tmp_path: Path) -> None:
+    path = tmp_path / "picture"
+    options: dict[str, Any] = {"quality": 100} if name in ("AVIF", "JPEG", "WEBP") else {}
+    uniform("RGB", rgb).save(path, name, icc_profile=ADOBE_RGB, **options)
+    found = load_image(path, 64).astype(float)
+    assert np.abs(found - by_hand(rgb)).max() <= (3 if options else 1.5)
+
+
+def test_a_profile_is_followed_before_transparency_and_for_grey(tmp_path: Path) -> None:
+    clear, grey = tmp_path / "clear.png", tmp_path / "grey.png"
+    uniform("RGBA", (200, 100, 50, 51)).save(clear, icc_profile=ADOBE_RGB)
+    over_white = 0.2 * by_hand((200, 100, 50)) + 0.8 * 255
+    assert np.abs(load_image(clear, 64) - over_white).max() <= 1.5
+    uniform("L", 55).save(grey, icc_profile=GAMMA_1)  # linear light: 0.2157 is 128 in sRGB
+    assert np.abs(load_image(grey, 64).astype(int) - 128).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "content", [srgb().tobytes(), b"broken", srgb().tobytes()[:200], GAMMA_1, b""]
+)
+def test_a_profile_of_srgb_or_broken_or_of_other_colours_changes_nothing(
+    content: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(encoded(noise(64, 64), "PNG", icc_profile=content))
+    np.testing.assert_array_equal(load_image(path, 64), noise(64, 64))
+
+
+@pytest.mark.parametrize("kind", ["12 bits", "white is zero"])
+def test_deep_grey_of_tiff_is_what_it_says(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "picture.tif"
+    values = (np.arange(64 * 64, dtype=np.uint16) % 4096).reshape(64, 64)
+    if kind == "12 bits":
+        # Two values in three bytes, as the standard packs them.
+        pairs = values.reshape(-1, 2).astype(int)
+        packed = np.stack(
+            [pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255],
+            axis=1,
+        )
+        body, bits, photometric = packed.astype(np.uint8).tobytes(), 12, 1
+        expected = np.rint(values / 4095 * 255)
+    else:
+        body, bits, photometric = (values * 16).tobytes(), 16, 0
+        expected = np.rint(255 - values * 16 / 65535 * 255)
+    tags = [(256, 64), (257, 64), (258, bits), (259, 1), (262, photometric), (273, 8)]
+    tags += [(277, 1), (278, 64), (279, len(body))]
+    place = 8 + len(body)
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    path.write_bytes(struct.pack("<2sHI", b"II", 42, place) + body + directory)
+    found = load_image(path, 64)
+    assert np.abs(found - expected[..., None]).max() <= 1
+
+
+# --- load_image: what lies around the pixels ---
+
+
+def test_only_the_orientation_is_read_of_exif(tmp_path: Path) -> None:
+    """A negative resolution cannot be written back, and need not."""
+    entries = [(0x0112, 3, 6), (0x011A, 5, 38)]
+    directory = b"".join(
+        struct.pack(">HHI", tag, kind, 1) + struct.pack(">HH" if kind == 3 else ">I", *x)
+        for tag, kind, x in ((t, k, (v, 0) if k == 3 else (v,)) for t, k, v in entries)
+    )
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 2) + directory + bytes(4)
+    exif += struct.pack(">ii", -72, 1)
+    path = tmp_path / "picture.png"
+    path.write_bytes(encoded(noise(64, 64), "PNG", exif=exif))
+    np.testing.assert_array_equal(load_image(path, 64), np.rot90(noise(64, 64), -1))
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        png_chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(3_000_000))),
+        png_chunk(b"zTXt", b"workflow\0\0" + b"no zlib"),
+        png_chunk(b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(bytes(3_000_000))),
+        png_chunk(b"tEXt", b"workflow\0" + bytes(2_000_000)),
+        png_chunk(b"iCCP", b"large\0\0" + zlib.compress(bytes(200_000_000))),
+        png_chunk(b"iCCP", b"broken\0\0" + b"no zlib"),
+    ],
+)
+def test_texts_and_broken_profiles_of_png_do_not_matter(chunk: bytes, tmp_path: Path) -> None:
+    whole = encoded(noise(64, 64), "PNG")
+    path = tmp_path / "picture.png"
+    path.write_bytes(whole[:33] + chunk + whole[33:])
+    np.testing.assert_array_equal(load_image(path, 64), noise(64, 64))
+
+
 # --- load_image: every kind of bad file ---
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    assert "no ordinary file" in refusal(pipe)
+    assert "no ordinary file" in refusal(Path("/dev/zero"))
+
+
+def test_heic_says_what_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    path = tmp_path / "photo.heic"
+    path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    assert "ie_jax[heic]" in refusal(path)
 
 
 def test_unreadable_paths_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import unicodedata
 import warnings
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,37 @@ def test_a_picture_in_two_tables_is_one_picture(tmp_path: Path) -> None:
     lines = [{"file_name": f"b/../a/000{i}.png", "text": "top"} for i in range(2)]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert content(folder(tmp_path)) == [(i, ("top", f"{i} 0")) for i in range(2)]
+
+
+@pytest.mark.parametrize("suffix", [".caption", ".TXT", ".CAPTION"])
+def test_other_texts_beside_pictures(suffix: str, tmp_path: Path) -> None:
+    for number, end in ((0, ".txt"), (1, suffix)):
+        path = tmp_path / f"{number}.jfif"
+        path.write_bytes(png(number))
+        path.with_suffix(end).write_text(f"caption {number}\n")
+    assert content(folder(tmp_path)) == [(0, ("caption 0",)), (1, ("caption 1",))]
+
+
+@pytest.mark.parametrize("name", ["sub\\a.png", "sub/a.png", "sub\\\\caf\u00e9.png"])
+def test_names_in_tables_as_other_systems_write_them(name: str, tmp_path: Path) -> None:
+    """Backslashes; and accents in one letter where the file has two, or the reverse."""
+    plain = name.replace("\\\\", "/").replace("\\", "/")
+    path = tmp_path / unicodedata.normalize("NFD", plain)
+    path.parent.mkdir()
+    path.write_bytes(png(3))
+    row = {"file_name": name.replace("\\\\", "\\"), "text": "three"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    assert content(folder(tmp_path)) == [(3, ("three",))]
+
+
+@pytest.mark.parametrize("name", ["../out.png", "{parent}/out.png", "a/../../out.png"])
+def test_tables_do_not_leave_their_folder(name: str, tmp_path: Path) -> None:
+    (tmp_path / "out.png").write_bytes(png(1))
+    (tmp_path / "data").mkdir()
+    row = {"file_name": name.format(parent=tmp_path), "text": "out"}
+    (tmp_path / "data" / "metadata.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError, match=r"metadata\.jsonl line 1: .* lies outside of"):
+        folder(tmp_path / "data")
 
 
 def test_a_text_beside_each_picture(tmp_path: Path) -> None:
