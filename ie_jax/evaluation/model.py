@@ -27,9 +27,10 @@ from ie_jax.training.denoiser import ddim
 from ie_jax.weights import embedded
 from ie_jax.weights.classifier import load_classifier
 from ie_jax.weights.load import grid, load_pipeline, use_compilation_cache
+from ie_jax.weights.lora_files import read_lora
 from ie_jax.weights.parts import PARTS
 from ie_jax.weights.perceptual import load_lpips
-from ie_jax.weights.pipeline import Weights, read_lora
+from ie_jax.weights.pipeline import Weights
 
 ICD, OURS = "iCD", "ours"
 PERCEPTUAL, CLASSIFIER = "perceptual.safetensors", "classifier.safetensors"

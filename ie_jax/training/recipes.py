@@ -107,6 +107,15 @@ def metadata(config: TrainConfig, state: State) -> dict[str, str]:
     return {name: str(value) for name, value in facts.items()}
 
 
+def origin(config: TrainConfig) -> dict[str, str]:
+    """What a LoRA says of the model that it belongs to; `lora_files.origin_of` reads it."""
+    return {
+        "model": config.model,
+        "boundaries": " ".join(map(str, config.cycle.boundaries)),
+        "start_timestep": str(config.cycle.start_timestep),
+    }
+
+
 def newest(state: State) -> Tree:
     """What a stage has trained: the moving average, where one is kept."""
     return state.params if state.average is None else state.average
@@ -305,7 +314,7 @@ def cycle(config: TrainConfig, offline: bool, progress: bool) -> Recipe:
 
     def export(folder: Path, state: State, best: bool, held_out: Batches) -> None:
         suffix = "_best" if best else ""
-        facts = metadata(config, state) | {"step": str(int(state.step))}
+        facts = metadata(config, state) | origin(config) | {"step": str(int(state.step))}
         write_lora(folder / f"{LORA}{suffix}.safetensors", state.params, metadata=facts)
         if state.average is not None:
             write_lora(folder / f"{LORA}{suffix}_ema.safetensors", state.average, metadata=facts)

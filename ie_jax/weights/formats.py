@@ -60,13 +60,29 @@ def read_metadata(path: Path) -> dict[str, str]:
     """The free texts in the header of a `.safetensors` file; none for other formats."""
     if path.suffix != ".safetensors":
         return {}
-    with safetensors.safe_open(path, "numpy") as file:
-        return dict(file.metadata() or {})
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            return dict(file.metadata() or {})
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def number_types(path: Path) -> set[str]:
+    """The types of numbers in a sound `.safetensors` file, by their names in its header."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(path)
+    except (AttributeError, KeyError, TypeError) as error:  # of a type that numpy lacks
+        kinds = ", ".join(sorted(number_types(path)))
+        raise UserError(
+            f"{path} holds numbers of a type that is not supported ({kinds}): save it with "
+            "float32, float16 or bfloat16"
+        ) from error
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is damaged or not a safetensors file: {error}") from error
     except OSError as error:

@@ -19,14 +19,15 @@ from ie_jax.weights.download import fetch, home, verify
 from ie_jax.weights.embedded import EMBEDDED, check_sums, embedded_files
 from ie_jax.weights.formats import read_json
 from ie_jax.weights.local import local_files
+from ie_jax.weights.lora_files import file_of, origin_of, read_fitting
 from ie_jax.weights.pipeline import (
     TOKENIZER_FILES,
     Pipeline,
     Weights,
     architecture,
     convert_files,
+    lacks_tokenizer,
     read_configs,
-    read_lora,
     unflatten_weights,
 )
 from ie_jax.weights.random import random_pipeline
@@ -70,7 +71,8 @@ def load_pipeline(
     names |= dict.fromkeys(own)
     try:
         pipeline = load(model, names["forward"], names["backward"], offline, progress)
-        loras = {part: read_lora(path, pipeline.weights.unet) for part, path in own.items()}
+        base = pipeline.weights.unet
+        loras = {part: read_fitting(path, base, model) for part, path in own.items()}
         return replace(pipeline, weights=replace(pipeline.weights, **loras)) if own else pipeline
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(
@@ -103,17 +105,34 @@ def load(
     return converted(local_files(Path(model), forward=forward, backward=backward))
 
 
+def is_fetched(model: str) -> bool:
+    """Whether all files of a published model are on this machine."""
+    try:
+        fetch(PUBLISHED[model], home() / "published", offline=True, progress=False)
+    except (UserError, OSError):
+        return False
+    return True
+
+
 def lora_file(name: str | None) -> Path | None:
     """The path of a LoRA of the user's own; None for what may be a name in a model's folder."""
-    path = Path(name or "").expanduser()
+    path = file_of(Path(name or "").expanduser())
     return path if len(path.parts) > 1 and path.is_file() else None
 
 
 def grid(model: str, forward: str | None, backward: str | None) -> tuple[int, tuple[int, ...]]:
     """Start timestep and boundaries that a model was trained for; nothing is downloaded."""
     if own := lora_file(forward):
-        # What this program trains starts at 0, whatever the model it started from.
-        return next(iter(timesteps(own)), 0), grid(model, None, backward)[1]
+        origin, boundaries = origin_of(own), grid(model, None, backward)[1]
+        if origin.boundaries and origin.boundaries != boundaries:
+            hint = f": take --model {origin.model}" if origin.model else ""
+            raise UserError(
+                f"{own}: was trained for boundaries {list(origin.boundaries)}, {model} has "
+                f"{list(boundaries)}{hint}"
+            )
+        # Without a word of it, what this program trains starts at 0.
+        start = origin.start_timestep
+        return next(iter(timesteps(own)), 0) if start is None else start, boundaries
     if lora_file(backward):
         return grid(model, forward, None)
     if model in EMBEDDED:
@@ -128,7 +147,15 @@ def grid(model: str, forward: str | None, backward: str | None) -> tuple[int, tu
 def cache_key(files: Files) -> str:
     """The `fingerprint` of all source files."""
     weights = (files.teacher, files.forward, files.backward)
-    return fingerprint([*weights, *(files.pipeline / name for name in PIPELINE_FILES)])
+    fixed = (name for name in PIPELINE_FILES if not name.startswith("tokenizer/"))
+    others = [*(files.pipeline / name for name in fixed), *tokenizer_files(files.pipeline)]
+    return fingerprint([*weights, *others])
+
+
+def tokenizer_files(pipeline: Path) -> list[Path]:
+    """Those that are there."""
+    paths = (pipeline / "tokenizer" / name for name in TOKENIZER_FILES)
+    return [path for path in paths if path.is_file()]
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
@@ -170,8 +197,8 @@ def converted(files: Files, check: Callable[[], object] = lambda: None) -> Pipel
             save_file(flat, new / "weights.safetensors")
             (new / "configs.json").write_text(json.dumps(configs), encoding="utf-8")
             (new / "tokenizer").mkdir()
-            for name in TOKENIZER_FILES:
-                shutil.copy(files.pipeline / "tokenizer" / name, new / "tokenizer" / name)
+            for path in tokenizer_files(files.pipeline):
+                shutil.copy(path, new / "tokenizer" / path.name)
     forget_oldest(folder.parent, keep=KEPT)
     return Pipeline(arch, weights, folder / "tokenizer")
 
@@ -180,8 +207,8 @@ def read_cache(folder: Path) -> Pipeline:
     """A converted pipeline."""
     arch = architecture(read_json(folder / "configs.json"), str(folder))
     weights = unflatten_weights(load_file(folder / "weights.safetensors"))
-    for name in TOKENIZER_FILES:
-        (folder / "tokenizer" / name).stat()
+    if lacks_tokenizer(folder / "tokenizer"):
+        raise FileNotFoundError(folder / "tokenizer")
     return Pipeline(arch, weights, folder / "tokenizer")
 
 

@@ -9,6 +9,7 @@ import filelock
 from ie_jax.errors import UserError
 from ie_jax.weights.archives import find, unpack
 from ie_jax.weights.download import home
+from ie_jax.weights.pipeline import lacks_tokenizer
 from ie_jax.weights.sources import FINE_TUNED, HUB_SD15, PIPELINE_FILES, Files
 
 _PIPELINE = HUB_SD15.rpartition("/")[2]
@@ -38,8 +39,10 @@ def local_files(folder: Path, *, forward: str | None = None, backward: str | Non
     problems = [
         f"{_PIPELINE}/{name}"
         for name in PIPELINE_FILES
-        if not (folder / _PIPELINE / name).is_file()
+        if not name.startswith("tokenizer/") and not (folder / _PIPELINE / name).is_file()
     ]
+    lacking = lacks_tokenizer(folder / _PIPELINE / "tokenizer")
+    problems += [f"{_PIPELINE}/tokenizer/{name}" for name in lacking]
 
     def choose(archives: str, *preferences: str) -> Path:
         """The one file that matches the first preference that any file matches."""

@@ -18,14 +18,15 @@ from ie_jax.models.shapes import text_encoder_shapes, unet_shapes, vae_shapes
 from ie_jax.weights.convert import convert
 from ie_jax.weights.export import write_lora, write_network
 from ie_jax.weights.formats import read_json, read_tensors
+from ie_jax.weights.lora_files import read_lora
 from ie_jax.weights.names import TEXT_ENCODER, UNET, VAE
 from ie_jax.weights.pipeline import (
     CONFIGS,
     TOKENIZER_FILES,
     Tree,
     architecture,
+    lacks_tokenizer,
     read_configs,
-    read_lora,
 )
 from ie_jax.weights.sources import FINE_TUNED, HUB_SD15
 
@@ -84,7 +85,7 @@ def read_blueprint(folder: Path) -> Blueprint:
             "features of the guidance embedding, such as 512"
         )
     tokenizer = pipeline / "tokenizer"
-    if missing := [name for name in TOKENIZER_FILES if not (tokenizer / name).is_file()]:
+    if missing := lacks_tokenizer(tokenizer):
         raise UserError(f"{tokenizer} lacks {', '.join(missing)}")
     return Blueprint(arch, tokenizer)
 

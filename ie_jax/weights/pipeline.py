@@ -1,23 +1,21 @@
 """Everything an edit needs from a folder of upstream files: networks, weights, tokenizer, noise
 schedule."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flax import struct
 
 from ie_jax.errors import UserError
 from ie_jax.models.architecture import UNetConfig, text_config, unet_config, vae_config
-from ie_jax.models.lora import ALPHA, lora_shapes
 from ie_jax.models.networks import Architecture
 from ie_jax.models.shapes import text_encoder_shapes, unet_shapes, vae_shapes
-from ie_jax.weights.convert import convert, flatten, unflatten
-from ie_jax.weights.formats import read_json, read_metadata, read_tensors
-from ie_jax.weights.names import KOHYA, LORA, TEXT_ENCODER, UNET, VAE, kohya, peft
+from ie_jax.weights.convert import convert, unflatten
+from ie_jax.weights.formats import read_json, read_tensors
+from ie_jax.weights.lora_files import read_lora
+from ie_jax.weights.names import TEXT_ENCODER, UNET, VAE
 from ie_jax.weights.sources import Files
 
 Tree = Any
@@ -53,11 +51,21 @@ CONFIGS = {
     "scheduler": "scheduler/scheduler_config.json",
 }
 TOKENIZER_FILES = (
+    "tokenizer.json",
     "vocab.json",
     "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
+
+
+def lacks_tokenizer(folder: Path) -> list[str]:
+    """What a tokenizer's folder lacks: transformers 5 writes one file, versions before it two."""
+    here = {name for name in TOKENIZER_FILES if (folder / name).is_file()}
+    pair = {"vocab.json", "merges.txt"}
+    return [] if "tokenizer.json" in here else sorted(pair - here)
+
+
 SCHEDULER_FIXED = {
     "beta_schedule": ("scaled_linear",),
     "prediction_type": ("epsilon",),
@@ -117,85 +125,6 @@ def with_guidance(unet: UNetConfig, teacher: Mapping[str, Any]) -> UNetConfig:
     if unet.time_cond_proj_dim or projection is None or projection.ndim != 2:
         return unet
     return replace(unet, time_cond_proj_dim=projection.shape[1])
-
-
-def lora_rank(tensors: Mapping[str, Any], where: str) -> int:
-    """The rank that all factors of a LoRA file agree on.
-
-    Raises:
-        UserError: there is no such rank.
-    """
-    ranks = {x.shape[0] for name, x in tensors.items() if ".lora_A." in name and x.ndim}
-    if len(ranks) != 1 or 0 in ranks:
-        raise UserError(
-            f"{where}: no LoRA in PEFT or kohya naming of one rank (ranks found: {ranks or 0})"
-        )
-    return int(ranks.pop())
-
-
-def read_lora(path: Path, base: Tree) -> Tree:
-    """A LoRA for the base weights of these shapes, from a file in PEFT or kohya naming.
-
-    Here alpha is 8 whatever the rank (method 1). Where a file has another, its `up` is multiplied
-    by that alpha / 8, so that the weights change as the file wants. kohya's files have an alpha per
-    module (where there is none it is the rank), diffusers' may have one in their metadata; a file
-    in PEFT naming without one, as those published, has alpha 8.
-
-    Raises:
-        UserError: the file is missing, damaged, or not a LoRA of all target modules.
-    """
-    tensors, where = read_tensors(path), str(path)
-    if any(name.startswith(KOHYA) for name in tensors):
-        tensors = from_kohya(tensors, base, where)
-    elif (alpha := diffusers_alpha(read_metadata(path), where)) is not None:
-        tensors = {n: with_alpha(x, alpha) if ".lora_B." in n else x for n, x in tensors.items()}
-    return convert(tensors, LORA, lora_shapes(base, lora_rank(tensors, where)), where)
-
-
-def with_alpha(up: np.ndarray, alpha: float | np.ndarray) -> np.ndarray:
-    """The `up` that changes the weights with `ALPHA` as this one does with its own alpha."""
-    return np.asarray(up.astype(np.float32) * np.float32(alpha / ALPHA))
-
-
-def from_kohya(tensors: Mapping[str, np.ndarray], base: Tree, where: str) -> dict[str, np.ndarray]:
-    """Tensors in kohya naming as PEFT would have them; names without a place stay as they are.
-
-    Raises:
-        UserError: an alpha is not one number.
-    """
-    renamed = dict(tensors)
-    for path in flatten(lora_shapes(base, 1)):
-        module, _, factor = path.rpartition("/")
-        down, name = tensors.get(kohya(module, "down")), kohya(module, factor)
-        if down is None or not down.ndim or name not in tensors:
-            continue
-        tensor = renamed.pop(name)
-        if factor == "up":
-            alpha = renamed.pop(kohya(module, "alpha"), np.asarray(down.shape[0]))
-            if alpha.size != 1:
-                raise UserError(f"{where}: {kohya(module, 'alpha')} is not one number")
-            tensor = with_alpha(tensor, alpha.astype(np.float32).reshape(()))
-        renamed[peft(module, factor)] = tensor
-    return renamed
-
-
-def diffusers_alpha(metadata: Mapping[str, str], where: str) -> float | None:
-    """The alpha that diffusers wrote beside a LoRA for a UNet.
-
-    Raises:
-        UserError: the metadata is damaged, or the LoRA has another scale than one alpha / rank.
-    """
-    try:
-        config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-        config = {name.removeprefix("unet."): value for name, value in config.items()}
-        alpha = config.get("lora_alpha")
-        number = None if alpha is None else float(alpha)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{where}: its lora_adapter_metadata is not valid: {error}") from error
-    for key in ("use_rslora", "use_dora", "alpha_pattern"):
-        if config.get(key):
-            raise UserError(f"{where}: a LoRA with {key} is not supported")
-    return number
 
 
 def convert_files(files: Files) -> tuple[Architecture, Weights]:

@@ -16,8 +16,8 @@ from ie_jax.models.shapes import unet_shapes
 from ie_jax.models.unet import UNet
 from ie_jax.weights.convert import convert, flatten
 from ie_jax.weights.export import lora_tensors_kohya, lora_tensors_peft, write_lora
+from ie_jax.weights.lora_files import read_lora
 from ie_jax.weights.names import UNET
-from ie_jax.weights.pipeline import read_lora
 from tests.parity.oracle import (
     UNETS,
     arrays,

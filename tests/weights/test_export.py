@@ -33,9 +33,9 @@ from ie_jax.weights.export import (
 )
 from ie_jax.weights.formats import read_metadata, read_tensors
 from ie_jax.weights.load import load_pipeline
+from ie_jax.weights.lora_files import read_lora
 from ie_jax.weights.names import LORA, TEXT_ENCODER, UNET, VAE
 from ie_jax.weights.parts import Part
-from ie_jax.weights.pipeline import read_lora
 from ie_jax.weights.sources import FINE_TUNED
 from tests.weights.models import small_parts
 from tests.weights.server import REVERSE
@@ -263,7 +263,7 @@ def test_other_modules_are_untouched_by_an_alpha(tmp_path: Path) -> None:
         ({"lora_up__weight": None}, f"{A_KOHYA}.alpha () is not a tensor of this network"),
         ({"lora_down__weight": None}, "attn1/to_out_0/down (64, 3) is missing"),
         ({"lora_down__weight": np.ones(())}, f"{A_KOHYA}.lora_down.weight () is not a tensor"),
-        ({"lora_down__weight": np.ones((2, 32))}, "of one rank (ranks found: {2, 3})"),
+        ({"lora_down__weight": np.ones((2, 64))}, "attn1.to_out.0 have ranks 2 and 3"),
         ({"dora_scale": np.ones(32)}, f"{A_KOHYA}.dora_scale (32,) is not a tensor"),
         ({"_more.alpha": np.ones(())}, f"{A_KOHYA}._more.alpha () is not a tensor"),
     ],
@@ -311,8 +311,11 @@ def test_an_alpha_of_diffusers_goes_into_up(tmp_path: Path, key: str, alpha: flo
         ("{", "lora_adapter_metadata is not valid"),
         ("[]", "lora_adapter_metadata is not valid"),
         ('{"unet.lora_alpha": "big"}', "lora_adapter_metadata is not valid"),
-        ('{"unet.use_rslora": true}', "a LoRA with use_rslora is not supported"),
-        ('{"alpha_pattern": {"conv1": 2}}', "a LoRA with alpha_pattern is not supported"),
+        ('{"lora_alpha": 1e999}', "alpha is no finite number"),
+        ('{"alpha_pattern": {"(": 2}}', "lora_adapter_metadata is not valid"),
+        ('{"alpha_pattern": [2]}', "lora_adapter_metadata is not valid"),
+        ('{"unet.use_dora": true}', "a LoRA with use_dora is not supported"),
+        ('{"peft_type": "LOHA"}', "LOHA is not supported"),
     ],
 )
 def test_other_scales_of_diffusers_are_refused(tmp_path: Path, config: str, problem: str) -> None:

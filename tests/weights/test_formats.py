@@ -1,3 +1,4 @@
+import json
 import os
 import sys
 from pathlib import Path
@@ -96,6 +97,13 @@ class _Payload:
 
     def __reduce__(self) -> tuple[object, ...]:
         return os.mkdir, (str(self.trace),)
+
+
+def test_a_type_that_numpy_lacks_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    header = json.dumps({"x": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert "F8_E4M3" in refusal(path)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

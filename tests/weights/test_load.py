@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from ie_jax.config import EditConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.errors import UserError
-from ie_jax.weights import download, load, pipeline
+from ie_jax.weights import download, load, lora_files, pipeline
 from ie_jax.weights.export import write_lora
 from ie_jax.weights.load import KEPT, forget_oldest, grid, load_pipeline
 from ie_jax.weights.pipeline import Pipeline
@@ -60,7 +60,8 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return original(path)
 
     original = pipeline.read_tensors
-    monkeypatch.setattr(pipeline, "read_tensors", read)
+    for module in (pipeline, lora_files):
+        monkeypatch.setattr(module, "read_tensors", read)
     return paths
 
 

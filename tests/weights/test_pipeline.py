@@ -18,7 +18,7 @@ from ie_jax.weights import pipeline
 from ie_jax.weights.convert import flatten
 from ie_jax.weights.formats import read_tensors
 from ie_jax.weights.local import local_files
-from ie_jax.weights.pipeline import convert_files, lora_rank, scheduler_betas
+from ie_jax.weights.pipeline import convert_files, scheduler_betas
 from ie_jax.weights.sources import FINE_TUNED, Files, trained_grid
 from tests.weights.server import TEACHER
 
@@ -165,20 +165,6 @@ def test_a_lora_of_a_part_of_the_modules_is_refused(folder: Path) -> None:
     message = refusal(folder)
     assert "mid_block/resnets_0/conv1/down (3, 3, 32, 4) is missing" in message
     assert "mid_block/resnets_0/conv1/up (1, 1, 4, 32) is missing" in message
-
-
-@pytest.mark.parametrize(
-    "tensors",
-    [
-        {"other.weight": np.ones(3)},
-        {"a.lora_A.weight": np.ones((4, 3)), "b.lora_A.weight": np.ones((8, 3))},
-        {"a.lora_A.weight": np.ones(())},
-        {"a.lora_A.weight": np.ones((0, 3))},
-    ],
-)
-def test_a_file_without_one_rank_is_no_lora(tensors: Tensors) -> None:
-    with pytest.raises(UserError, match="file: no LoRA in PEFT or kohya naming of one rank"):
-        lora_rank(tensors, "file")
 
 
 # --- configs ---
