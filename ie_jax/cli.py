@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import io
 import os
 import sys
 import warnings
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO, get_args, get_origin
 
 import docstring_parser
+import jax
 
 from ie_jax.config import build, merged, nested_schemas, parse_yaml, read_yaml
 from ie_jax.errors import UserError
@@ -130,6 +132,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         print_line("warning", str(message), sys.stderr)
 
     warnings.showwarning = show
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console that lacks a letter shows its number
+            stream.reconfigure(errors="backslashreplace")
     # Of transformers only the tokenizer is used; it would advise to install torch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
@@ -140,7 +145,26 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     except KeyboardInterrupt:
         print_line("error", "interrupted", sys.stderr)
         sys.exit(130)
+    except Exception:
+        if problem := missing_platform():
+            print_line("error", problem, sys.stderr)
+            sys.exit(2)
+        raise
     sys.exit(0)
+
+
+def missing_platform() -> str | None:
+    """What is wrong with the platform that the environment asks JAX for, if anything is."""
+    wanted = os.environ.get("JAX_PLATFORMS")
+    try:
+        jax.devices()
+    except Exception as error:  # RuntimeError at the first use, others later
+        if wanted:
+            return (
+                f"JAX_PLATFORMS={wanted} asks for a platform that is not here: unset it, or set it "
+                f"to cpu ({error or type(error).__name__})"
+            )
+    return None
 
 
 def print_line(kind: str, message: str, file: TextIO) -> None:

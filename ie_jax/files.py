@@ -10,8 +10,12 @@ from typing import BinaryIO
 
 
 def temporary_name(path: Path) -> Path:
-    """A free name in the same folder, so that renaming it to `path` is atomic."""
-    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
+    """A free name in the same folder, so that renaming it to `path` is atomic.
+
+    Names are as long as their bytes: some letters have four.
+    """
+    start = os.fsencode(path.name)[:100].decode(errors="ignore")
+    return path.with_name(f".{start}.{secrets.token_hex(4)}.part")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Commands made of schemas: options, help, and one line for whatever goes wrong."""
 
 import dataclasses
+import io
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import jax
 import pytest
 
 from ie_jax.cli import parse, run
@@ -234,3 +236,33 @@ def test_no_library_advises_to_install_others() -> None:
     )
     assert done.returncode == 0
     assert "PyTorch" not in done.stderr
+
+
+def test_a_console_without_a_letter_shows_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="cp1252"))
+    with pytest.raises(SystemExit) as caught:
+        run(lambda argv: print("wrote 猫.png", flush=True), [])
+    assert caught.value.code == 0
+    assert shown.getvalue() == b"wrote \\u732b.png\n"
+
+
+def test_a_platform_that_is_not_here_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(argv: Sequence[str]) -> None:
+        raise RuntimeError("whatever follows")
+
+    def devices() -> None:
+        raise RuntimeError("Unable to initialize backend 'cuda'")
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(jax, "devices", devices)
+    with pytest.raises(SystemExit) as caught:
+        run(start, [])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: JAX_PLATFORMS=cuda") and error.count("\n") == 1
+    monkeypatch.delenv("JAX_PLATFORMS")
+    with pytest.raises(RuntimeError):
+        run(start, [])

@@ -18,11 +18,12 @@ ALLOWED = {
     "config": {"models", "diffusion"},
     "cli": {"config"},
     "progress": set(),
+    "products": set(),
     "data": {"models", "weights", "diffusion", "config", "cli", "progress"},
-    "editing": {"models", "weights", "diffusion", "config", "cli", "progress", "data"},
+    "editing": {"models", "weights", "diffusion", "config", "cli", "progress", "products", "data"},
     "training": {"models", "weights", "diffusion", "config", "cli", "progress", "data"},
     "evaluation": {
-        *("models", "weights", "diffusion", "config", "cli", "progress", "data"),
+        *("models", "weights", "diffusion", "config", "cli", "progress", "products", "data"),
         *("editing", "training"),
     },
 }

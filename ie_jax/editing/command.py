@@ -2,6 +2,7 @@
 
 import json
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -24,8 +25,11 @@ from ie_jax.editing.images import (
 )
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole
+from ie_jax.products import check_free, record_of
 from ie_jax.progress import Stages
-from ie_jax.weights.load import RANDOM
+from ie_jax.weights.embedded import EMBEDDED
+from ie_jax.weights.load import RANDOM, is_fetched
+from ie_jax.weights.sources import PUBLISHED
 
 DESCRIPTION = """Edit a photo by text: invert it to noise under the prompt that describes it, then
 generate from that noise under the prompt that describes the result. Without --image, a scene of
@@ -48,6 +52,8 @@ class EditRequest:
     """Where the result goes; settings and timings go to a .json beside it."""
     reconstruct: bool = False
     """Only invert and reconstruct: no target prompt."""
+    overwrite: bool = False
+    """Replace files of the output's names, whoever wrote them."""
     side_by_side: bool = False
     """Also write one picture of source, reconstruction and edits: NAME-side-by-side."""
     offline: bool = False
@@ -74,11 +80,15 @@ def edit(argv: Sequence[str]) -> None:
     panel = output if demo else output.with_stem(f"{output.stem}-side-by-side")
     want_panel = demo or request.side_by_side
     record = output.with_suffix(".json")
-    for path in [*paths, *([panel] if want_panel else [])]:
+    pictures = ([] if demo else paths) + ([panel] if want_panel else [])
+    for path in pictures:
         check_writable(path)
     check_place(record)
     if not demo:
         load_image(request.image, 64)  # a broken photo is found before gigabytes are read
+        for line in advice(config.model, "model" in given or "config" in given):
+            print(line, file=sys.stderr, flush=True)
+    check_free(pictures, record, [] if demo else [Path(request.image)], request.overwrite)
 
     stages = Stages(request.quiet)
     editor = Editor.from_pretrained(
@@ -102,13 +112,30 @@ def edit(argv: Sequence[str]) -> None:
                 save_image(image, path)
         if want_panel:
             save_image(side_by_side(panels), panel)
-        facts = settings(request, config, stages, result, given)
+        facts = record_of(pictures) | settings(request, config, stages, result, given)
         with write_errors(record), appearing_whole(record) as file:
             file.write((json.dumps(facts, indent=1) + "\n").encode())
     if config.model == RANDOM:
         print(f"model {RANDOM!r}: small and UNTRAINED, so the result is noise; see --model")
-    written = ([] if demo else paths) + ([panel] if want_panel else []) + [record]
-    print("wrote", *written)
+    print("wrote", *pictures, record)
+
+
+def advice(model: str, chosen: bool) -> list[str]:
+    """What a person with a photo should know of a model that never saw one.
+
+    Args:
+        chosen: the person named the model.
+    """
+    if model not in EMBEDDED:
+        return []
+    lines = [
+        f"note: model {model!r} knows drawn scenes of 64 pixels, not photos; for photos take "
+        "--model sd15, which downloads 4.5 GB once"
+    ]
+    here = [name for name in PUBLISHED if is_fetched(name)]
+    if here and not chosen:
+        lines.append(f"note: the published weights are on this machine: --model {here[0]}")
+    return lines
 
 
 def prompts(request: EditRequest) -> tuple[str, tuple[str, ...]]:

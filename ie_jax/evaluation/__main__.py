@@ -16,6 +16,7 @@ from ie_jax.editing.images import check_place, write_errors
 from ie_jax.errors import UserError
 from ie_jax.evaluation.report import write, write_plots, write_sheets, write_tables
 from ie_jax.evaluation.world import WorldConfig, check_seed, evaluate
+from ie_jax.products import check_folder, record_of
 from ie_jax.progress import Stages
 
 DESCRIPTION = """world: measure a model of the embedded world on scenes that it never saw:
@@ -36,6 +37,8 @@ class WorldRequest:
     """Of the scenes; from 1000 up, as those below are training's."""
     output: str = "evaluation"
     """Folder of the results."""
+    overwrite: bool = False
+    """Write into the folder whatever it holds."""
     batch_size: int = 32
     """Scenes, or edits, at once."""
     quiet: bool = False
@@ -51,16 +54,18 @@ def world(argv: Sequence[str]) -> None:
     request, config, _ = parse(argv, DESCRIPTION, WorldRequest, WorldConfig)
     check_seed(request.seed)
     folder = Path(request.output)
+    record = folder / "results.json"
     with write_errors(folder):
+        check_folder(folder, record, request.overwrite)
         folder.mkdir(parents=True, exist_ok=True)
-    check_place(folder / "results.json")
+    check_place(record)
     stages = Stages(request.quiet)
     results, pictures = evaluate(
         request.model, request.scenes, request.seed, request.batch_size, config, stages
     )
-    results |= environment()
+    results |= environment() | record_of([])
     # Numbers first: whatever fails after them, they are kept.
-    write(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write(record, json.dumps(results, indent=1, allow_nan=False) + "\n")
     write_tables(folder, results)
     write_sheets(folder, pictures)
     if not write_plots(folder, results):

@@ -17,6 +17,7 @@ from ie_jax.evaluation.metrics import psnr, squared_error
 from ie_jax.evaluation.world import GUIDERS, RESCALING
 from ie_jax.files import appearing_whole
 from ie_jax.models.execution import Execution
+from ie_jax.products import check_free, record_of
 from ie_jax.progress import Stages
 
 DESCRIPTION = """Invert and edit scenes of the embedded world with the model that comes along, and
@@ -34,6 +35,8 @@ class DemoRequest:
 
     output: str = "demo.png"
     """The picture; numbers go to a .json beside it."""
+    overwrite: bool = False
+    """Replace files of these names, whoever wrote them."""
     quiet: bool = False
     """Show no progress."""
 
@@ -92,6 +95,8 @@ def demo(argv: Sequence[str]) -> None:
     request, config, _ = parse(argv, DESCRIPTION, DemoRequest, DemoConfig)
     output = Path(request.output)
     check_writable(output)
+    record = output.with_suffix(".json")
+    check_free([output], record, overwrite=request.overwrite)
     stages = Stages(request.quiet)
     editor = Editor.from_pretrained(config=config.edit, progress=False, announce=stages)
     edits = sample_edits()
@@ -126,10 +131,10 @@ def demo(argv: Sequence[str]) -> None:
         }
         for i, edit in enumerate(edits)
     ]
-    with appearing_whole(output.with_suffix(".json")) as file:
-        file.write((json.dumps(facts, indent=1) + "\n").encode())
+    with appearing_whole(record) as file:
+        file.write((json.dumps(record_of([output]) | {"edits": facts}, indent=1) + "\n").encode())
     tell(facts)
-    print(f"wrote {output} {output.with_suffix('.json')}")
+    print(f"wrote {output} {record}")
 
 
 def tell(facts: Sequence[dict[str, object]]) -> None:

@@ -125,6 +125,41 @@ def test_reconstruction(photo: str, tmp_path: Path, command: Any) -> None:
     assert size(tmp_path / "out.png") == (64, 64)
 
 
+@pytest.mark.parametrize("name", ["photo.jpg", "./photo.jpg", "other.png", "PHOTO.JSON"])
+def test_files_of_a_person_are_kept(name: str, photo: str, tmp_path: Path, command: Any) -> None:
+    """Neither the photo itself, nor another picture, nor a JSON beside it, as annotation tools keep
+    them, is replaced."""
+    Image.new("RGB", (9, 9)).save(tmp_path / "other.png")
+    record = tmp_path / "photo.json"
+    if name == "PHOTO.JSON":
+        record.write_text('{"shapes": []}')
+        name = "photo.png"
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    status, out, err = command("--image", photo, *PROMPTS, "--output", name)
+    assert (status, out) == (2, "") and "--overwrite" in err.splitlines()[-1]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_result_is_replaced_by_the_next_and_a_photo_if_asked(
+    photo: str, tmp_path: Path, command: Any
+) -> None:
+    argv = ("--image", photo, "--source", "a cat", "--reconstruct", "--quiet")
+    for seed in ("1", "2"):
+        assert command(*argv, "--output", "out.png", "--seed", seed)[0] == 0
+    assert json.loads((tmp_path / "out.json").read_text())["config"]["seed"] == 2
+    assert command(*argv, "--output", photo, "--overwrite")[0] == 0
+    assert size(tmp_path / photo) == (64, 64)
+
+
+def test_a_toy_says_so_before_it_edits_a_photo(monkeypatch: pytest.MonkeyPatch) -> None:
+    (only,) = edit_command.advice("world", False)
+    assert "not photos" in only and "--model sd15" in only
+    monkeypatch.setattr(edit_command, "is_fetched", lambda name: name == "icd-sd15")
+    assert "--model icd-sd15" in edit_command.advice("world", False)[1]
+    assert len(edit_command.advice("world", True)) == 1
+    assert edit_command.advice("sd15", False) == edit_command.advice("some/folder", True) == []
+
+
 def outside(*argv: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """The command as a program of its own."""
     program = [sys.executable, str(ROOT / "edit.py"), *argv]
@@ -194,7 +229,7 @@ def broken_photo(kind: str) -> None:
     ("kind", "message"),
     [
         ("missing", "cannot be read: No such file or directory"),
-        ("folder", "cannot be read: Is a directory"),
+        ("folder", "is a directory; name a picture"),
         ("truncated", "is damaged or incomplete"),
         ("text", "is not a picture in a known format"),
         ("empty", "is not a picture in a known format"),
@@ -284,7 +319,7 @@ def test_a_record_that_cannot_be_written(
 
     monkeypatch.setattr(edit_command, "appearing_whole", full)
     Path("edit.png").touch()
-    message = refused("--image", photo, "--source", "a cat", "--reconstruct")
+    message = refused("--image", photo, "--source", "a cat", "--reconstruct", "--overwrite")
     assert message == "edit.json: cannot be written: No space left on device"
 
 
