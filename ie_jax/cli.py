@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO, get_args, get_origin
 
@@ -99,6 +100,7 @@ def parse(
         UserError: an unknown or malformed option, or a config that is not valid.
     """
     parser = Parser(description=description, allow_abbrev=False, usage="%(prog)s [options]")
+    parser.add_argument("--version", action="version", version=f"ie_jax {version('ie_jax')}")
     add_options(parser.add_argument_group("this run"), request)  # type: ignore[arg-type]
     settings = parser.add_argument_group("settings")
     settings.add_argument("--config", metavar="FILE", help="a YAML file of settings")
@@ -135,6 +137,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console that lacks a letter shows its number
             stream.reconfigure(errors="backslashreplace")
+    # Numbers of 64 bits, which the environment may ask for, would make other pictures of a seed.
+    jax.config.update("jax_enable_x64", False)
     # Of transformers only the tokenizer is used; it would advise to install torch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:

@@ -38,9 +38,9 @@ def check_free(
             if path.exists() and given.exists() and path.samefile(given):
                 raise UserError(f"{path}: is what is to be edited: {insist}")
     own = read_record(record)
-    files: dict[str, Any] = own.get("files", {})
+    outputs: dict[str, Any] = own.get("outputs", {})
     for path in paths:
-        if path.exists() and files.get(path.name) != digest(path):
+        if path.exists() and outputs.get(path.name) != digest(path):
             raise UserError(f"{path}: exists already, and not from this program: {insist}")
     if record.exists() and not own:
         raise UserError(f"{record}: exists already, and not from this program: {insist}")
@@ -61,7 +61,7 @@ def check_folder(folder: Path, record: Path, overwrite: bool = False) -> None:
 
 def record_of(paths: Iterable[Path]) -> dict[str, Any]:
     """What a record says of the files written."""
-    return {"program": PROGRAM, "files": {path.name: digest(path) for path in paths}}
+    return {"program": PROGRAM, "outputs": {path.name: digest(path) for path in paths}}
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def read_record(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     ours = isinstance(found, dict) and found.get("program") == PROGRAM
-    return found if ours and isinstance(found.get("files"), dict) else {}
+    return found if ours and isinstance(found.get("outputs"), dict) else {}
 
 
 def digest(path: Path) -> str:

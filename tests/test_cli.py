@@ -266,3 +266,18 @@ def test_a_platform_that_is_not_here_is_one_line(
     monkeypatch.delenv("JAX_PLATFORMS")
     with pytest.raises(RuntimeError):
         run(start, [])
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(lambda argv: print(parse(argv, "Do it.", Request, Settings)), ["--version"])
+    assert caught.value.code == 0 and capsys.readouterr().out.startswith("ie_jax ")
+
+
+def test_numbers_of_64_bits_are_not_taken_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same seed gives the same picture."""
+    with jax.enable_x64(True), pytest.raises(SystemExit):
+        run(lambda argv: sys.exit(str(jax.numpy.ones(1).dtype)), [])
+    assert jax.numpy.ones(1).dtype == "float32"

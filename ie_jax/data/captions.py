@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ie_jax.errors import UserError
+from ie_jax.models.tokenizer import is_text
 
 FILE_COLUMNS = ("file_name", "filename", "file", "image", "image_path", "path", "filepath")
 CAPTION_COLUMNS = ("caption", "captions", "text", "prompt", "title")
@@ -132,7 +133,7 @@ def named_columns(names: Sequence[str], where: str) -> tuple[str, str]:
 
 def clean(captions: Sequence[Any]) -> tuple[str, ...]:
     """What is text and not blank, without white space around it."""
-    return tuple(c.strip() for c in captions if isinstance(c, str) and c.strip())
+    return tuple(c.strip() for c in captions if is_text(c) and c.strip())
 
 
 def joined(rows: Iterable[Row]) -> list[Row]:

@@ -76,6 +76,8 @@ def edit(argv: Sequence[str]) -> None:
     told = caption(example.source), (caption(example.target),)
     source, targets = told if demo else prompts(request)
     output = Path(request.output)
+    if not output.name:
+        raise UserError("--output is empty: name a picture, such as edit.png")
     paths = output_paths(output, len(targets))
     panel = output if demo else output.with_stem(f"{output.stem}-side-by-side")
     want_panel = demo or request.side_by_side

@@ -389,24 +389,36 @@ def place(weights: Weights, config: EditConfig) -> Weights:
 
 def one_each(prompts: str | Sequence[str], count: int, what: str) -> list[str]:
     """One prompt per picture."""
-    listed = [prompts] * count if isinstance(prompts, str) else list(prompts)
+    listed = [prompts] * count if isinstance(prompts, str) else as_list(prompts)
+    require_texts(listed, what)
     if len(listed) != count:
         raise UserError(f"{len(listed)} {what} for {count} images: give one, or one per image")
     return listed
+
+
+def as_list(prompts: Any) -> list[Any]:
+    """Several prompts; anything that is no row of them is one, and wrong."""
+    return list(prompts) if isinstance(prompts, list | tuple | np.ndarray) else [prompts]
+
+
+def require_texts(prompts: Sequence[Any], what: str) -> None:
+    """Raise UserError unless all prompts say something."""
+    if not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
+        raise UserError(f"{what} must be texts and not empty: {list(prompts)!a}")
 
 
 def prompt_rows(prompts: str | Sequence[str] | Sequence[Sequence[str]], b: int) -> list[list[str]]:
     """Target prompts as one row of equal length per picture."""
     if isinstance(prompts, str):
         rows = [[prompts]] * b
-    elif all(isinstance(prompt, str) for prompt in prompts):
+    elif all(isinstance(prompt, str) for prompt in as_list(prompts)):
         rows = [list(prompts)] * b  # type: ignore[arg-type]
     else:
-        rows = [list(row) for row in prompts]
+        rows = [[row] if isinstance(row, str) else as_list(row) for row in prompts]
     if len(rows) != b or len({len(row) for row in rows}) != 1 or not rows[0]:
         raise UserError(f"target prompts must be one row of equal length per image, {b} in all")
-    if not all(prompt.strip() for row in rows for prompt in row):
-        raise UserError("a target prompt is empty: say what the edited image should show")
+    for row in rows:
+        require_texts(row, "target prompts")
     return rows
 
 

@@ -13,6 +13,7 @@ from ie_jax.config import EditConfig
 from ie_jax.data.world import EDITS, Edit, caption, draw_edit, draw_scene, possible, render
 from ie_jax.editing.editor import Editor
 from ie_jax.editing.images import check_writable, save_image
+from ie_jax.errors import UserError
 from ie_jax.evaluation.metrics import psnr, squared_error
 from ie_jax.evaluation.world import GUIDERS, RESCALING
 from ie_jax.files import appearing_whole
@@ -94,6 +95,8 @@ def demo(argv: Sequence[str]) -> None:
     """
     request, config, _ = parse(argv, DESCRIPTION, DemoRequest, DemoConfig)
     output = Path(request.output)
+    if not output.name:
+        raise UserError("--output is empty: name a picture, such as demo.png")
     check_writable(output)
     record = output.with_suffix(".json")
     check_free([output], record, overwrite=request.overwrite)

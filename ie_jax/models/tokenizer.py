@@ -15,6 +15,14 @@ class PromptCut(UserWarning):
     """A prompt is longer than the text encoder takes."""
 
 
+def is_text(x: object) -> bool:
+    """Whether something is a string that can be written as UTF-8: halves of letters cannot."""
+    try:
+        return isinstance(x, str) and bool(x.encode() or True)
+    except UnicodeEncodeError:
+        return False
+
+
 class Tokenizer:
     """CLIP's byte-pair tokenizer, read from an upstream `tokenizer/` folder.
 
@@ -40,7 +48,13 @@ class Tokenizer:
 
         Warns:
             PromptCut: after which word a prompt was cut.
+
+        Raises:
+            UserError: a prompt is no text.
         """
+        for prompt in prompts:
+            if not is_text(prompt):
+                raise UserError(f"the prompt {prompt!a} is no text: write it in UTF-8")
         cleaned = [self.clean.normalize_str(prompt) for prompt in prompts]
         for prompt in cleaned:
             self.warn_if_cut(prompt, length)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,20 @@ import safetensors.numpy
 from ie_jax.errors import UserError
 
 _TORCH_SUFFIXES = {".pt", ".pth", ".bin"}
+_INDEX = re.compile(r"\.index(\.\w+)?\.json$")
+VARIANTS = (
+    *(".safetensors", ".fp16.safetensors"),
+    *(".safetensors.index.json", ".safetensors.index.fp16.json"),
+    *(".bin", ".fp16.bin", ".bin.index.json"),
+)
+"""Ends of what a network's weights are called in a diffusers folder, the wanted ones first."""
+PREFIXES = ("module.", "_orig_mod.", "unet.")
+"""What wrappers (data parallel, compiled, a pipeline) put before every name."""
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Reads a `.safetensors` file, or a torch `.pt`, `.pth` or `.bin` state dict.
+    """Reads a `.safetensors` file, a torch `.pt`, `.pth` or `.bin` state dict, or the parts that an
+    index (`.index.json`) names.
 
     Tensors keep their names, shapes and dtypes (bfloat16 is `ml_dtypes.bfloat16`). No pickled
     code is run: torch files are read with `weights_only=True`.
@@ -28,7 +39,9 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file")
-    if path.suffix == ".safetensors":
+    if _INDEX.search(path.name):
+        tensors = _read_parts(path)
+    elif path.suffix == ".safetensors":
         tensors = _read_safetensors(path)
     elif path.suffix in _TORCH_SUFFIXES:
         tensors = _read_torch(path)
@@ -36,6 +49,33 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is not a weight file: expected .safetensors, .pt, .pth or .bin")
     if not tensors:
         raise UserError(f"{path} holds no tensors")
+    return tensors
+
+
+def weight_file(folder: Path, *stems: str) -> Path | None:
+    """The file with a network's weights in a diffusers folder, whichever variant is there."""
+    names = (f"{stem}{end}" for end in VARIANTS for stem in stems)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def unprefixed(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without what a wrapper put before every name."""
+    for prefix in PREFIXES:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            return unprefixed({name.removeprefix(prefix): x for name, x in tensors.items()})
+    return tensors
+
+
+def _read_parts(index: Path) -> dict[str, np.ndarray]:
+    """The tensors of all files that an index names; they lie beside it."""
+    parts = read_json(index).get("weight_map")
+    names = {str(name) for name in parts.values()} if isinstance(parts, dict) else set()
+    plain = (Path(x).name == x and not x.endswith(".json") for x in names)
+    if not names or not all(plain):
+        raise UserError(f"{index} is no index of weight files beside it")
+    tensors: dict[str, np.ndarray] = {}
+    for name in sorted(names):
+        tensors |= read_tensors(index.parent / name)
     return tensors
 
 

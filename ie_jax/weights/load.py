@@ -21,17 +21,20 @@ from ie_jax.weights.formats import read_json
 from ie_jax.weights.local import local_files
 from ie_jax.weights.lora_files import file_of, origin_of, read_fitting
 from ie_jax.weights.pipeline import (
+    CONFIGS,
+    NETWORKS,
     TOKENIZER_FILES,
     Pipeline,
     Weights,
     architecture,
     convert_files,
     lacks_tokenizer,
+    network_file,
     read_configs,
     unflatten_weights,
 )
 from ie_jax.weights.random import random_pipeline
-from ie_jax.weights.sources import PIPELINE_FILES, PUBLISHED, Files, timesteps, trained_grid
+from ie_jax.weights.sources import PUBLISHED, Files, timesteps, trained_grid
 
 RANDOM = "random"
 FORMAT = 1  # of the cache: raised when conversion changes what it writes
@@ -147,9 +150,9 @@ def grid(model: str, forward: str | None, backward: str | None) -> tuple[int, tu
 def cache_key(files: Files) -> str:
     """The `fingerprint` of all source files."""
     weights = (files.teacher, files.forward, files.backward)
-    fixed = (name for name in PIPELINE_FILES if not name.startswith("tokenizer/"))
-    others = [*(files.pipeline / name for name in fixed), *tokenizer_files(files.pipeline)]
-    return fingerprint([*weights, *others])
+    configs = (files.pipeline / name for name in CONFIGS.values())
+    networks = (network_file(files.pipeline, part) for part in NETWORKS)
+    return fingerprint([*weights, *configs, *networks, *tokenizer_files(files.pipeline)])
 
 
 def tokenizer_files(pipeline: Path) -> list[Path]:

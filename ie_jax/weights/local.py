@@ -9,7 +9,7 @@ import filelock
 from ie_jax.errors import UserError
 from ie_jax.weights.archives import find, unpack
 from ie_jax.weights.download import home
-from ie_jax.weights.pipeline import lacks_tokenizer
+from ie_jax.weights.pipeline import NETWORKS, lacks_tokenizer, network_file
 from ie_jax.weights.sources import FINE_TUNED, HUB_SD15, PIPELINE_FILES, Files
 
 _PIPELINE = HUB_SD15.rpartition("/")[2]
@@ -39,8 +39,14 @@ def local_files(folder: Path, *, forward: str | None = None, backward: str | Non
     problems = [
         f"{_PIPELINE}/{name}"
         for name in PIPELINE_FILES
-        if not name.startswith("tokenizer/") and not (folder / _PIPELINE / name).is_file()
+        if name.endswith("config.json") and not name.startswith("tokenizer/")
+        if not (folder / _PIPELINE / name).is_file()
     ]
+    for part in NETWORKS:
+        try:
+            network_file(folder / _PIPELINE, part)
+        except UserError as error:
+            problems.append(str(error).removeprefix(f"{folder}/"))
     lacking = lacks_tokenizer(folder / _PIPELINE / "tokenizer")
     problems += [f"{_PIPELINE}/tokenizer/{name}" for name in lacking]
 

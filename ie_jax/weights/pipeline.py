@@ -13,7 +13,7 @@ from ie_jax.models.architecture import UNetConfig, text_config, unet_config, vae
 from ie_jax.models.networks import Architecture
 from ie_jax.models.shapes import text_encoder_shapes, unet_shapes, vae_shapes
 from ie_jax.weights.convert import convert, unflatten
-from ie_jax.weights.formats import read_json, read_tensors
+from ie_jax.weights.formats import VARIANTS, read_json, read_tensors, unprefixed, weight_file
 from ie_jax.weights.lora_files import read_lora
 from ie_jax.weights.names import TEXT_ENCODER, UNET, VAE
 from ie_jax.weights.sources import Files
@@ -50,6 +50,8 @@ CONFIGS = {
     "text_encoder": "text_encoder/config.json",
     "scheduler": "scheduler/scheduler_config.json",
 }
+NETWORKS = {"vae": ("diffusion_pytorch_model",), "text_encoder": ("model", "pytorch_model")}
+"""How the weights of the parts are called, without their ends."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.json",
@@ -127,6 +129,22 @@ def with_guidance(unet: UNetConfig, teacher: Mapping[str, Any]) -> UNetConfig:
     return replace(unet, time_cond_proj_dim=projection.shape[1])
 
 
+def network_file(pipeline: Path, part: str) -> Path:
+    """The weights of a part of `NETWORKS` in a diffusers folder.
+
+    Raises:
+        UserError: there are none; the message says what lies there.
+    """
+    folder, stems = pipeline / part, NETWORKS[part]
+    if (path := weight_file(folder, *stems)) is not None:
+        return path
+    here = sorted(x.name for x in folder.iterdir()) if folder.is_dir() else []
+    raise UserError(
+        f"{folder}/{stems[0]}.safetensors is missing (or {', '.join(VARIANTS[1:])}); there is "
+        f"{', '.join(here) or 'nothing'}"
+    )
+
+
 def convert_files(files: Files) -> tuple[Architecture, Weights]:
     """Read and convert upstream files.
 
@@ -134,7 +152,7 @@ def convert_files(files: Files) -> tuple[Architecture, Weights]:
         UserError: a file is missing, damaged or does not fit; the message names it.
     """
     arch = architecture(read_configs(files.pipeline), str(files.pipeline))
-    teacher = read_tensors(files.teacher)
+    teacher = unprefixed(read_tensors(files.teacher))
     arch = replace(arch, unet=with_guidance(arch.unet, teacher))
     if not arch.unet.time_cond_proj_dim:
         raise UserError(
@@ -145,8 +163,7 @@ def convert_files(files: Files) -> tuple[Architecture, Weights]:
     unet = convert(teacher, UNET, base_shapes, str(files.teacher))
     del teacher
 
-    vae = files.pipeline / "vae/diffusion_pytorch_model.safetensors"
-    text = files.pipeline / "text_encoder/model.safetensors"
+    vae, text = (network_file(files.pipeline, part) for part in NETWORKS)
     weights = Weights(
         unet=unet,
         forward=read_lora(files.forward, base_shapes),

@@ -13,7 +13,14 @@ import pytest
 from PIL import Image
 
 from ie_jax.config import EditConfig, GuiderConfig, GuiderOptions, RescalingConfig
-from ie_jax.editing.editor import Editor, EditResult, Program, use_compilation_cache
+from ie_jax.editing.editor import (
+    Editor,
+    EditResult,
+    Program,
+    one_each,
+    prompt_rows,
+    use_compilation_cache,
+)
 from ie_jax.editing.program import Inversion
 from ie_jax.errors import UserError
 from ie_jax.models.tokenizer import PromptCut
@@ -431,8 +438,8 @@ def test_every_form_of_a_picture_is_taken(plain: Editor, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ("", "a target prompt is empty"),
-        (["a", "  "], "a target prompt is empty"),
+        ("", "must be texts and not empty"),
+        (["a", "  "], "must be texts and not empty"),
         ([], "one row of equal length per image, 1 in all"),
         ([["a"], ["b"]], "one row of equal length per image, 1 in all"),
         ([["a", "b"], ["c"]], "one row of equal length per image, 1 in all"),
@@ -480,3 +487,14 @@ def test_a_long_prompt_is_cut_with_a_warning(plain: Editor, inversion: Inversion
     ) as caught:
         plain.edit(inversion, [words, *TARGETS[1:]])
     assert len(caught) == 1
+
+
+NO_PROMPTS: list[Any] = ["", " ", None, 3, [""], ["a cat", 3], [None], [["a cat"], [""]]]
+
+
+@pytest.mark.parametrize("prompts", NO_PROMPTS)
+def test_prompts_must_say_something(prompts: Any) -> None:
+    rows = 2 if isinstance(prompts, list) and isinstance(prompts[0], list) else 1
+    for function, arguments in ((prompt_rows, (rows,)), (one_each, (1, "source prompts"))):
+        with pytest.raises(UserError, match="must be texts and not empty"):
+            function(prompts, *arguments)  # type: ignore[operator]

@@ -2,6 +2,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from ie_jax.errors import UserError
-from ie_jax.weights.formats import read_json, read_tensors
+from ie_jax.weights.formats import read_json, read_tensors, unprefixed, weight_file
 from tests.weights.server import recorded_checkpoints
 
 
@@ -97,6 +98,44 @@ class _Payload:
 
     def __reduce__(self) -> tuple[object, ...]:
         return os.mkdir, (str(self.trace),)
+
+
+def test_parts_by_an_index(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    names = sorted(arrays)
+    for i in range(2):
+        part = {name: arrays[name] for name in names[i::2]}
+        safetensors.numpy.save_file(part, tmp_path / f"part{i}.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    weight_map = {name: f"part{i % 2}.safetensors" for i, name in enumerate(names)}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    assert_same(read_tensors(index), arrays)
+    variant = index.rename(tmp_path / "model.safetensors.index.fp16.json")
+    assert_same(read_tensors(variant), arrays)
+    (tmp_path / "part1.safetensors").unlink()
+    with pytest.raises(UserError, match=r"part1\.safetensors is not a file"):
+        read_tensors(variant)
+
+
+@pytest.mark.parametrize("parts", [{}, [], {"a": "../x.safetensors"}, {"a": "m.index.json"}, None])
+def test_an_index_stays_in_its_folder(tmp_path: Path, parts: Any) -> None:
+    index = tmp_path / "m.index.json"
+    index.write_text(json.dumps({"weight_map": parts}))
+    assert "is no index of weight files" in refusal(index)
+
+
+def test_what_wrappers_put_before_names_is_taken_off() -> None:
+    x = np.ones(1)
+    wrapped = {"module._orig_mod.unet.a.b": x, "module._orig_mod.unet.c": x}
+    assert unprefixed(wrapped).keys() == {"a.b", "c"}
+    assert unprefixed({"module.a": x, "b": x}).keys() == {"module.a", "b"}
+    assert unprefixed({}) == {}
+
+
+def test_the_wanted_variant_of_a_file_is_taken(tmp_path: Path) -> None:
+    assert weight_file(tmp_path, "model") is None
+    for name in ("pytorch_model.bin", "model.fp16.safetensors", "model.safetensors"):
+        (tmp_path / name).touch()
+        assert weight_file(tmp_path, "model", "pytorch_model") == tmp_path / name
 
 
 def test_a_type_that_numpy_lacks_is_named(tmp_path: Path) -> None:

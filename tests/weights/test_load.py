@@ -65,6 +65,18 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return paths
 
 
+def test_files_of_a_variant_are_the_same_model(folder: Path) -> None:
+    first = load_pipeline(str(folder))
+    base = folder / "stable-diffusion-v1-5"
+    for part, stem in (("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        (base / part / f"{stem}.safetensors").rename(base / part / f"{stem}.fp16.safetensors")
+    assert same(first, load_pipeline(str(folder)))
+    (base / "vae/diffusion_pytorch_model.fp16.safetensors").rename(base / "vae/other.ckpt")
+    message = r"diffusion_pytorch_model\.safetensors is missing \(or .*there is .*other\.ckpt"
+    with pytest.raises(UserError, match=message):
+        load_pipeline(str(folder))
+
+
 def cached(home: Path) -> Path:
     """The one converted model, next to nothing but locks."""
     (folder,) = (path for path in (home / "converted").iterdir() if path.suffix != ".lock")
