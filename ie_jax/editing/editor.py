@@ -409,12 +409,11 @@ def require_texts(prompts: Sequence[Any], what: str) -> None:
 
 def prompt_rows(prompts: str | Sequence[str] | Sequence[Sequence[str]], b: int) -> list[list[str]]:
     """Target prompts as one row of equal length per picture."""
-    if isinstance(prompts, str):
-        rows = [[prompts]] * b
-    elif all(isinstance(prompt, str) for prompt in as_list(prompts)):
-        rows = [list(prompts)] * b  # type: ignore[arg-type]
+    listed = [prompts] if isinstance(prompts, str) else as_list(prompts)
+    if all(isinstance(prompt, str) for prompt in listed):
+        rows = [listed] * b
     else:
-        rows = [[row] if isinstance(row, str) else as_list(row) for row in prompts]
+        rows = [[row] if isinstance(row, str) else as_list(row) for row in listed]
     if len(rows) != b or len({len(row) for row in rows}) != 1 or not rows[0]:
         raise UserError(f"target prompts must be one row of equal length per image, {b} in all")
     for row in rows:

@@ -489,12 +489,13 @@ def test_a_long_prompt_is_cut_with_a_warning(plain: Editor, inversion: Inversion
     assert len(caught) == 1
 
 
-NO_PROMPTS: list[Any] = ["", " ", None, 3, [""], ["a cat", 3], [None], [["a cat"], [""]]]
+NO_PROMPTS: list[Any] = ["", " ", None, 3, [""], ["a cat", None], [None], [["a cat"], [""]]]
 
 
 @pytest.mark.parametrize("prompts", NO_PROMPTS)
 def test_prompts_must_say_something(prompts: Any) -> None:
-    rows = 2 if isinstance(prompts, list) and isinstance(prompts[0], list) else 1
-    for function, arguments in ((prompt_rows, (rows,)), (one_each, (1, "source prompts"))):
-        with pytest.raises(UserError, match="must be texts and not empty"):
-            function(prompts, *arguments)  # type: ignore[operator]
+    rows = 2 if isinstance(prompts, list) and len(prompts) == 2 else 1
+    with pytest.raises(UserError, match="must be texts and not empty"):
+        prompt_rows(prompts, rows)
+    with pytest.raises(UserError, match="must be texts and not empty"):
+        one_each(prompts, 1, "source prompts")
