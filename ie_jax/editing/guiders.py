@@ -107,7 +107,7 @@ def squares_of(
         like = qk[i]
         if i in (0, 2):
             return jnp.moveaxis(x, 0, axis).reshape(like.shape)
-        return jnp.sum(x, axis=0, dtype=jnp.float32).astype(like.dtype)
+        return jnp.sum(x, axis=0, dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(like.dtype)
 
     return jnp.sum(squares, axis=0), [whole(i, x) for i, x in zip(wanted, gradients, strict=True)]
 
