@@ -193,8 +193,6 @@ class OurEdits:
         """A trace and the compiled program, for the profile folder."""
         program, arguments = self.programs[figure]
         write_profile(self.task, figure, program, lambda: program(*arguments))
-        if figure.batch > 1:
-            del self.programs[figure]
 
     def matrix_rate(self) -> float | None:
         """FLOP/s of a large product in bfloat16."""

@@ -397,7 +397,8 @@ def one_each(prompts: str | Sequence[str], count: int, what: str) -> list[str]:
 
 
 def as_list(prompts: Any) -> list[Any]:
-    """Several prompts; anything that is no row of them is one, and wrong."""
+    """A list, tuple or array of prompts as a list; anything else as a list of that one thing, which
+    `require_texts` then refuses."""
     return list(prompts) if isinstance(prompts, list | tuple | np.ndarray) else [prompts]
 
 

@@ -113,9 +113,10 @@ def squares_of(
 
 
 def squares_forward(
-    *arguments: Any, by_head: bool, query_chunk: int
+    q1: Any, k1: Any, q2: Any, k2: Any, by_head: bool, query_chunk: int
 ) -> tuple[Energy, list[Heads | None]]:
     """The sum, and what `squares_backward` multiplies; None for what is constant."""
+    arguments = (q1, k1, q2, k2)
     wanted = tuple(i for i, x in enumerate(arguments) if x.perturbed)
     values = [x.value for x in arguments]
     squares, gradients = squares_and_gradients(wanted, values, by_head, query_chunk)
@@ -133,11 +134,7 @@ def squares_backward(
     return tuple(None if x is None else (weight * x).astype(x.dtype) for x in gradients)
 
 
-summed_squares.defvjp(
-    lambda *x: squares_forward(*x[:4], by_head=x[4], query_chunk=x[5]),
-    squares_backward,
-    symbolic_zeros=True,
-)
+summed_squares.defvjp(squares_forward, squares_backward, symbolic_zeros=True)
 
 
 def self_attention_energy(

@@ -16,11 +16,15 @@ class PromptCut(UserWarning):
 
 
 def is_text(x: object) -> bool:
-    """Whether something is a string that can be written as UTF-8: halves of letters cannot."""
+    """Whether something is a string that UTF-8 can write. A string with half of a surrogate pair is
+    not, which a command line in another encoding or broken JSON gives."""
+    if not isinstance(x, str):
+        return False
     try:
-        return isinstance(x, str) and bool(x.encode() or True)
+        x.encode()
     except UnicodeEncodeError:
         return False
+    return True
 
 
 class Tokenizer:
