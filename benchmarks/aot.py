@@ -28,13 +28,13 @@ from jax.sharding import Mesh
 from benchmarks.memory import COMPILER_OPTIONS, H100, RANK, architecture_of, row, weight_shapes
 from benchmarks.random_weights import SIZES
 from ie_jax.cli import run
+from ie_jax.devices import batch_sharding, make_mesh, replicated, weight_shardings
 from ie_jax.errors import UserError
 from ie_jax.models.execution import Execution, Precision
 from ie_jax.models.lpips import lpips_shapes
 from ie_jax.models.networks import Networks
-from ie_jax.training.cycle import AIMS, CycleConfig, Frozen, cycle_schedule, cycle_stage
-from ie_jax.training.sharding import batch_sharding, make_mesh, replicated, shardings_of_frozen
 from ie_jax.training.stage import Stage, initial_state
+from ie_jax.training.stages.cycle import NAMES, CycleConfig, Frozen, cycle_schedule, cycle_stage
 from ie_jax.training.step import make_step
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -81,7 +81,7 @@ def stage_of(options: argparse.Namespace, backend: str) -> tuple[Stage, Networks
     config = CycleConfig(
         order=options.order, distance=options.distance, perceptual_compute=options.dtype
     )
-    left_out: dict[str, Any] = {f"{name}_weight": 0.0 for name in AIMS if name not in options.only}
+    left_out: dict[str, Any] = {f"{name}_weight": 0.0 for name in NAMES if name not in options.only}
     config = replace(config, **left_out)
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(8e-6, weight_decay=0.0))
     return cycle_stage(config, networks, optimiser), networks
@@ -107,7 +107,7 @@ def argument_shapes(
     key = jax.eval_shape(lambda: jax.random.key(0))
     return (
         placed(state, replicated(mesh)),
-        placed(frozen, shardings_of_frozen(mesh, frozen)),
+        placed(frozen, weight_shardings(mesh, frozen)),
         placed(batch, batch_sharding(mesh)),
         placed(key, replicated(mesh)),
     )
@@ -208,7 +208,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--distance", choices=("lpips", "huber", "l2"), default="lpips")
     parser.add_argument("--lora", choices=("low_rank", "merge"), default="low_rank")
     parser.add_argument("--remat", choices=("none", "block", "call", "both"), default="both")
-    parser.add_argument("--only", nargs="+", choices=AIMS, default=list(AIMS), help="some updates")
+    parser.add_argument(
+        "--only", nargs="+", choices=NAMES, default=list(NAMES), help="some updates"
+    )
     return parser.parse_args(argv)
 
 

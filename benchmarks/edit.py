@@ -416,7 +416,7 @@ def main(argv: Sequence[str]) -> None:
     modes = MODES if options.edits == "both" else (options.edits,)
     with model_folder(options.model) as model:
         arch = load_pipeline(model, offline=True).architecture  # converts where it must
-        size = options.size or arch.unet.sample_size * arch.vae.factor
+        size = options.size or arch.image_size
         work = flops(arch, size)
         results: dict[Mode, dict[str, Any]] = {}
         for mode in modes:

@@ -37,7 +37,6 @@ from benchmarks.edit import GUIDERS, MODES, SCALES, device_here, flops, versions
 from benchmarks.memory import row
 from ie_jax.cli import run
 from ie_jax.config import EditConfig
-from ie_jax.diffusion.schedule import BOUNDARIES
 from ie_jax.editing.editor import place, schedule_of
 from ie_jax.editing.guidance import Strength
 from ie_jax.editing.guiders import make_guider
@@ -46,6 +45,7 @@ from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole
 from ie_jax.models.attention import fused_attention
 from ie_jax.models.execution import DType, Execution, Precision, dtype
+from ie_jax.weights.facts import Facts
 
 ENOUGH_SECONDS = 2.0
 """Of warm runs for a median; at least three runs."""
@@ -132,7 +132,7 @@ class OurEdits:
         self.task = task
         pipeline = train.pipeline_of(task.model)
         self.arch = pipeline.architecture
-        self.size = task.size or self.arch.unet.sample_size * self.arch.vae.factor
+        self.size = task.size or self.arch.image_size
         self.weights = place(pipeline.weights, config_of(task, "plain"))
         self.programs: dict[Figure, tuple[Any, Any]] = {}
 
@@ -148,8 +148,9 @@ class OurEdits:
             tuple(make_guider(x.name) for x in config.guiders),
         )
         pixels, source, target, noise = inputs_of(self.arch, self.size, figure.batch)
-        schedule = schedule_of(config, 0, BOUNDARIES, self.arch.betas)
-        scales = np.reshape(config.scales, (len(config.guiders), schedule.steps))
+        schedule = schedule_of(config, Facts(), self.arch.betas)
+        steps = schedule.steps
+        scales = np.reshape(config.scales(steps), (len(config.guiders), steps))
         bounds = map(jnp.float32, config.noise_rescaling_setup.bounds)
         strength = Strength(jnp.asarray(scales, jnp.float32), *bounds)
         arguments = (pixels, source, target[:, None], noise, schedule, strength, jnp.float32(1))
@@ -209,7 +210,7 @@ class TorchEdits:
         self.torch, gpu = torch, torch.cuda.is_available()
         pipeline = train.pipeline_of(task.model)
         self.arch = pipeline.architecture
-        self.size = task.size or self.arch.unet.sample_size * self.arch.vae.factor
+        self.size = task.size or self.arch.image_size
         self.editor = TorchEditor(pipeline, "cuda" if gpu else "cpu", task.dtype)
         self.compiled = False
 
@@ -593,7 +594,7 @@ def work_of(task: Task, figures: Sequence[Figure]) -> dict[str, float]:
     """Useful operations of one image, by kind, counted from the networks."""
     jax.config.update("jax_platforms", "cpu")
     arch, lora = train.architecture_and_lora(task.model)
-    size = task.size or arch.unet.sample_size * arch.vae.factor
+    size = task.size or arch.image_size
     work: dict[str, float] = {}
     if any(x.is_edit for x in figures):
         work |= {str(kind): count for kind, count in flops(arch, size).items()}

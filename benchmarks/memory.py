@@ -32,7 +32,7 @@ from ie_jax.models.execution import DType, Execution, Precision, dtype
 from ie_jax.models.lora import lora_shapes
 from ie_jax.models.networks import Architecture
 from ie_jax.models.shapes import text_encoder_shapes, unet_shapes, vae_shapes
-from ie_jax.weights.pipeline import Weights, architecture
+from ie_jax.weights.folder import Weights, architecture
 
 RANK = 64
 H100 = Path(__file__).parent / "targets/h100.textproto"

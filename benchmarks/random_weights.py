@@ -2,7 +2,7 @@
 
     python -m benchmarks.random_weights DIR --size sd15
 
-writes a folder that `ie_jax.weights.local.local_files` takes, for measuring speed and memory at
+writes a folder that `ie_jax.weights.local.find_files` takes, for measuring speed and memory at
 full size and for trying the commands without the published files. No image comes of it.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from ie_jax.cli import run
 from ie_jax.errors import UserError
 from ie_jax.files import folder_appearing_whole
-from ie_jax.weights.vocabulary import byte_vocabulary, write_byte_tokenizer
+from ie_jax.weights.untrained import byte_vocabulary, write_byte_tokenizer
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
 GUIDANCE_FEATURES = 512

@@ -34,7 +34,7 @@ from ie_jax.diffusion.schedule import BOUNDARIES, GUIDANCE, cumulative_alphas
 from ie_jax.editing.guidance import NEGLIGIBLE
 from ie_jax.models.architecture import UNetConfig
 from ie_jax.models.lora import merge, round_to_fp16
-from ie_jax.weights.pipeline import Pipeline
+from ie_jax.weights.folder import Pipeline
 
 
 @dataclass

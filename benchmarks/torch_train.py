@@ -34,10 +34,10 @@ from benchmarks.torch_networks import (
 )
 from ie_jax.diffusion.schedule import cumulative_alphas
 from ie_jax.models.lpips import EPSILON, SCALE, SHIFT, blocks
-from ie_jax.training.config import TrainConfig
+from ie_jax.training.stages import TrainConfig
 from ie_jax.weights.convert import flatten
+from ie_jax.weights.folder import Pipeline
 from ie_jax.weights.names import LORA
-from ie_jax.weights.pipeline import Pipeline
 
 # --- LPIPS ----------------------------------------------------------------------------------------
 

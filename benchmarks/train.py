@@ -33,6 +33,7 @@ from benchmarks.edit import device_facts, prepare_process, versions
 from benchmarks.memory import RANK, architecture_of, count, row
 from benchmarks.random_weights import SIZES
 from ie_jax.cli import run
+from ie_jax.devices import make_mesh
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole
 from ie_jax.models.execution import DType, Execution, Precision, dtype
@@ -40,15 +41,15 @@ from ie_jax.models.lora import lora_shapes
 from ie_jax.models.lpips import WIDTHS, lpips_shapes
 from ie_jax.models.networks import Architecture, Networks
 from ie_jax.models.shapes import draw, text_encoder_shapes, unet_shapes, vae_shapes
-from ie_jax.training.config import TrainConfig, optimiser_of
-from ie_jax.training.cycle import CycleConfig, Frozen, cycle_stage, prepare
-from ie_jax.training.recipes import NARROW, frozen_of
-from ie_jax.training.sharding import make_mesh
+from ie_jax.training.config import optimiser_of
+from ie_jax.training.recipe import NARROW
 from ie_jax.training.stage import Stage, initial_state
+from ie_jax.training.stages import TrainConfig
+from ie_jax.training.stages.cycle import CycleConfig, Frozen, cycle_stage, frozen_of, prepare
 from ie_jax.training.step import make_step, micro_batches
+from ie_jax.weights.folder import Pipeline, Weights
+from ie_jax.weights.judges import random_lpips
 from ie_jax.weights.load import RANDOM, load_pipeline
-from ie_jax.weights.perceptual import random_lpips
-from ie_jax.weights.pipeline import Pipeline, Weights
 
 MATRIX = 8192  # sides of the product that tells a GPU's peak
 LORA_STRENGTH = 0.05
@@ -207,7 +208,9 @@ class Ours:
         self.networks = networks_of(config, self.arch)
         self.stage = cycle_stage(config.cycle, self.networks, optimiser_of(config.optimiser))
         self.mesh = make_mesh(devices=jax.devices()[:1])
-        self.frozen = jax.device_put(frozen_of(config, pipeline, perceptual_of(config, task.seed)))
+        self.frozen = jax.device_put(
+            frozen_of(config, config.cycle, pipeline, perceptual_of(config, task.seed))
+        )
         self.batch = jax.device_put(batch_of(task, self.arch))
         self.key = jax.random.key(task.seed)
         self.params = pipeline.weights.forward
@@ -259,7 +262,7 @@ class Ours:
                 lambda x: jax.ShapeDtypeStruct((x.shape[0] * x.shape[1], *x.shape[2:]), x.dtype),
                 example,
             )
-        for name, loss in self.stage.updates.items():
+        for name, loss in self.stage.losses.items():
             stage = Stage(lambda frozen, example, keys: example, {name: loss}, self.stage.optimiser)
             step = jax.jit(make_step(stage, self.mesh, config.accumulate), donate_argnums=0)
             state = jax.eval_shape(partial(initial_state, stage), self.params)
@@ -276,7 +279,7 @@ class Ours:
             seconds["prepare"].append(elapsed)
         if config.accumulate > 1:
             example = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), example)
-        for name, loss in self.stage.updates.items():
+        for name, loss in self.stage.losses.items():
             stage = Stage(self.stage.prepare, {name: loss}, self.stage.optimiser)
             state = initial_state(stage, self.params)
             seconds[name] = []
@@ -322,7 +325,7 @@ class Theirs:
         self.trainer = TorchTrainer(config, pipeline, perceptual, device)
         arch = pipeline.architecture
         self.batch = self.trainer.place(batch_of(task, arch))
-        frozen = frozen_of(config, pipeline, perceptual)
+        frozen = frozen_of(config, config.cycle, pipeline, perceptual)
         self.draws = self.trainer.place(draws_of(task, arch, frozen))
         del pipeline, frozen
         self.seconds: list[dict[str, float]] = []
@@ -616,7 +619,7 @@ def task_of(options: argparse.Namespace, platform: str, arch: Architecture) -> T
         UserError: sizes do not fit.
     """
     cpu = platform == "cpu"
-    size = options.size or arch.unet.sample_size * arch.vae.factor
+    size = options.size or arch.image_size
     if size < 1 or size % arch.latent_factor:
         raise UserError(f"--size {size} must divide by {arch.latent_factor}")
     remat = options.remat or ("none" if cpu else "block")

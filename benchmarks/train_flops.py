@@ -21,9 +21,9 @@ from ie_jax.models.shapes import text_encoder_shapes, unet_shapes, vae_shapes
 from ie_jax.models.text_encoder import TextEncoder
 from ie_jax.models.unet import UNet
 from ie_jax.models.vae import VAE
-from ie_jax.training.config import TrainConfig
-from ie_jax.training.cycle import CycleConfig
 from ie_jax.training.losses import corners
+from ie_jax.training.stages import TrainConfig
+from ie_jax.training.stages.cycle import CycleConfig
 
 LoRA = Literal["merge", "low_rank"]
 Remat = Literal["none", "block", "call"]

@@ -14,14 +14,10 @@ from typing import Any, Literal, TypeVar, get_args
 import pydantic
 import yaml
 
-from ie_jax.diffusion.schedule import GUIDANCE
 from ie_jax.errors import UserError
 from ie_jax.models.execution import Execution, Precision
 
 C = TypeVar("C")
-GENTLE = ("world", "world-icd")
-"""Models that the published guidance takes too far from the source."""
-GENTLE_GUIDANCE = (0.0, 1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,10 @@ class GuiderConfig:
     def __post_init__(self) -> None:
         if self.name != "features_map_l2" and self.kwargs != GuiderOptions():
             raise UserError(f"guiders: {self.name} takes no kwargs")
+
+    def scales(self, steps: int) -> tuple[float, ...]:
+        """The weight at each step; as many as are given, or one for each of `steps`."""
+        return self.g_scale if isinstance(self.g_scale, tuple) else (self.g_scale,) * steps
 
     @property
     def label(self) -> str:
@@ -101,8 +101,8 @@ class EditConfig:
     start_noise: bool = True
     """Add noise at the start of inversion, as published."""
     cfg_schedule: tuple[float, ...] | None = None
-    """Guidance scale w of each generation step. None: 0, 7, 11, 19 as published; 0, 1, 1, 1 for the
-    embedded world, whose small model is distilled for w up to 6."""
+    """Guidance scale w of each generation step. None: what suits the model, as its files tell:
+    0, 7, 11, 19 for the published ones; 0, 1, 1, 1 for the embedded world's."""
     guiders: tuple[GuiderConfig, ...] = ()
     """Energies that hold the edit to the source, as a YAML list of {name, g_scale, kwargs}."""
     noise_rescaling_setup: RescalingConfig = field(default_factory=RescalingConfig)
@@ -127,26 +127,20 @@ class EditConfig:
     execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
-        steps = len(self.guidance)
-        if steps == 0:
+        schedule = self.cfg_schedule
+        if schedule == ():
             raise UserError("cfg_schedule is empty: give one guidance scale per step")
-        if self.boundaries is not None and len(self.boundaries) != steps:
+        if schedule and self.boundaries is not None and len(self.boundaries) != len(schedule):
             raise UserError(
-                f"cfg_schedule has {steps} values but there are {len(self.boundaries)} boundaries: "
-                "give one value per step"
+                f"cfg_schedule has {len(schedule)} values but there are {len(self.boundaries)} "
+                "boundaries: give one value per step"
             )
-        for guider in self.guiders:
-            scales = guider.g_scale if isinstance(guider.g_scale, tuple) else ()
-            if scales and len(scales) != steps:
-                raise UserError(
-                    f"g_scale of guider {guider.name} has {len(scales)} values but cfg_schedule "
-                    f"has {steps}: give one value per step"
-                )
         labels = [guider.label for guider in self.guiders]
         if len(set(labels)) < len(labels):
             raise UserError("guiders: one is listed twice: give it the sum of both g_scale")
-        numbers = [*self.guidance, *(x for row in self.scales for x in row)]
-        if not all(map(math.isfinite, numbers)):
+        steps = len(schedule or self.boundaries or ())
+        scales = self.scales(steps) if steps else [guider.scales(1) for guider in self.guiders]
+        if not all(map(math.isfinite, [*(schedule or ()), *(x for row in scales for x in row)])):
             raise UserError("cfg_schedule and g_scale must be finite numbers")
         if self.size is not None and self.size < 1:
             raise UserError(f"size {self.size} must be positive")
@@ -155,21 +149,20 @@ class EditConfig:
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed {self.seed} must be from 0 to 4294967295")
 
-    @property
-    def guidance(self) -> tuple[float, ...]:
-        """Guidance scale w of each generation step."""
-        if self.cfg_schedule is not None:
-            return self.cfg_schedule
-        return GENTLE_GUIDANCE if self.model in GENTLE else GUIDANCE
+    def scales(self, steps: int) -> tuple[tuple[float, ...], ...]:
+        """Weight of each guider at each of so many steps.
 
-    @property
-    def scales(self) -> tuple[tuple[float, ...], ...]:
-        """Weight of each guider at each step."""
-        steps = len(self.guidance)
-        return tuple(
-            g.g_scale if isinstance(g.g_scale, tuple) else (g.g_scale,) * steps
-            for g in self.guiders
-        )
+        Raises:
+            UserError: a guider has another number of weights.
+        """
+        scales = tuple(guider.scales(steps) for guider in self.guiders)
+        for guider, row in zip(self.guiders, scales, strict=True):
+            if len(row) != steps:
+                raise UserError(
+                    f"g_scale of guider {guider.name} has {len(row)} values but there are {steps} "
+                    "steps: give one value per step"
+                )
+        return scales
 
 
 # What the published configs hold beside our own keys: the only values that this program does, and

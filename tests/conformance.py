@@ -46,9 +46,9 @@ from ie_jax.models.networks import denoiser, encode_text, vae
 from ie_jax.models.pixels import from_uint8, to_uint8
 from ie_jax.models.tokenizer import PromptCut, Tokenizer
 from ie_jax.models.unet import UNet, guidance_embedding, sinusoidal_embedding
-from ie_jax.weights.local import local_files
+from ie_jax.weights.folder import Weights, convert_files
+from ie_jax.weights.layout import find_files
 from ie_jax.weights.names import local
-from ie_jax.weights.pipeline import Weights, convert_files
 from tests import training_records
 from tests.comparison import EDIT, Arrays, Report
 from tests.training_records import TENSORS, Training
@@ -109,7 +109,7 @@ class Recording:
             self.cases += [LOSSES, f"{LOSSES}_lpips"]
         if not self.cases:
             raise UserError(f"{folder} holds no records of groups A to F (such as A_math.npz)")
-        files = local_files(folder / "checkpoints")
+        files = find_files(folder / "checkpoints")
         architecture, weights = convert_files(files)
         self.unrounded: Weights = jax.device_put(weights)  # as training reads them
         weights = self.unrounded

@@ -15,8 +15,8 @@ from ie_jax.config import EditConfig, GuiderConfig, RescalingConfig, build, read
 from ie_jax.diffusion.schedule import GUIDANCE
 from ie_jax.editing.command import EditRequest
 from ie_jax.errors import UserError
-from ie_jax.training.config import TrainConfig
-from ie_jax.weights.sources import PUBLISHED
+from ie_jax.training.stages import TrainConfig
+from ie_jax.weights.published import PUBLISHED
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -105,13 +105,13 @@ FEATURES = {"name": "features_map_l2", "g_scale": 1}
         ({"cfg_schedule": [0, "7"]}, 'cfg_schedule.1 = "7": Input should be a valid number'),
         ({"cfg_schedule": []}, "cfg_schedule is empty: give one guidance scale per step"),
         (
-            {"boundaries": [339, 699, 999]},
+            {"boundaries": [339, 699, 999], "cfg_schedule": [0, 7, 11, 19]},
             "cfg_schedule has 4 values but there are 3 boundaries: give one value per step",
         ),
         ({"guiders": FEATURES}, f"guiders = {json.dumps(FEATURES)}: Input should be a valid array"),
         (
-            {"guiders": [FEATURES | {"g_scale": [1, 2, 3]}]},
-            "g_scale of guider features_map_l2 has 3 values but cfg_schedule has 4: "
+            {"guiders": [FEATURES | {"g_scale": [1, 2, 3]}], "cfg_schedule": [0, 7, 11, 19]},
+            "g_scale of guider features_map_l2 has 3 values but there are 4 steps: "
             "give one value per step",
         ),
         (
@@ -266,7 +266,7 @@ def test_the_published_layout_is_read_as_it_is(tmp_path: Path) -> None:
             GuiderConfig("self_attn_map_l2", (0, 20000, 20000, 20000)),
         ),
     )
-    assert config.scales == ((0.5,) * 4, (0, 20000, 20000, 20000))
+    assert config.scales(4) == ((0.5,) * 4, (0, 20000, 20000, 20000))
 
 
 def test_the_published_layout_above_is_the_recorded_one(goldens: Path) -> None:
@@ -295,18 +295,18 @@ def test_every_config_is_valid_and_names_only_what_differs(path: Path) -> None:
     # The model is named even where it is the default.
     assert not [key for key, value in values.items() if key != "model" and value == defaults[key]]
     if config.model in PUBLISHED and not training:
-        assert len(config.guidance) == len(PUBLISHED[config.model].boundaries)
+        assert len(config.cfg_schedule or GUIDANCE) == len(PUBLISHED[config.model].facts.boundaries)
 
 
 def test_the_guided_configs_are_the_published_setting(tmp_path: Path) -> None:
     published = from_text(PUBLISHED_YAML, tmp_path)
     for name in ("sd15_guided", "sd15_guided_bf16", "random"):
         config = build(EditConfig, read_yaml(CONFIGS / f"{name}.yaml"), name)
-        scales = {g.label: s for g, s in zip(config.guiders, config.scales, strict=True)}
-        assert scales == {
-            g.label: s for g, s in zip(published.guiders, published.scales, strict=True)
-        }
-        assert config.guidance == published.guidance
+        scales, expected = (
+            {guider.label: guider.scales(4) for guider in x.guiders} for x in (config, published)
+        )
+        assert scales == expected
+        assert (config.cfg_schedule or GUIDANCE) == published.cfg_schedule
         assert config.noise_rescaling_setup == published.noise_rescaling_setup
 
 

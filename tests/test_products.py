@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
+from ie_jax import products
 from ie_jax.errors import UserError
-from ie_jax.products import check_folder, check_free, read_record, record_of
+from ie_jax.files import appearing_whole
+from ie_jax.products import OWN, check_folder, check_free, is_finished, leave, read_record
 
 
 @pytest.fixture
 def written(tmp_path: Path) -> tuple[list[Path], Path]:
     """Two files and their record, as a run leaves them."""
     paths = [tmp_path / "a-1.png", tmp_path / "a-2.png"]
-    for path in paths:
-        path.write_bytes(path.name.encode())
     record = tmp_path / "a.json"
-    record.write_text(json.dumps(record_of(paths) | {"seed": 3}))
+    leave({path: path.name.encode() for path in paths}, record, {"seed": 3})
     return paths, record
 
 
@@ -76,5 +76,37 @@ def test_a_folder_is_free_while_it_is_empty_or_holds_a_runs_results(tmp_path: Pa
     with pytest.raises(UserError, match="--overwrite"):
         check_folder(folder, record)
     check_folder(folder, record, overwrite=True)
-    record.write_text(json.dumps(record_of([]) | {"methods": []}))
+    record.write_text(json.dumps(OWN | {"methods": []}))
     check_folder(folder, record)
+
+
+def test_a_run_that_ended_between_record_and_file_leaves_them_free_and_unfinished(
+    written: tuple[list[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, record = written
+    assert is_finished(record, {"seed": 3}) and not is_finished(record, {"seed": 4})
+    old = paths[0].read_bytes()
+
+    def ended(path: Path) -> Any:
+        if path == paths[0]:
+            raise OSError(28, "No space left on device")
+        return appearing_whole(path)
+
+    monkeypatch.setattr(products, "appearing_whole", ended)
+    with pytest.raises(UserError, match=r"a-1\.png: cannot be written: No space left on device"):
+        leave({path: b"new" for path in paths}, record, {"seed": 5})
+    assert paths[0].read_bytes() == old
+    assert not is_finished(record, {"seed": 5})
+    check_free(paths, record)
+
+
+@pytest.mark.parametrize("harm", ["changed", "missing", "no record"])
+def test_what_is_not_as_it_was_left_is_not_finished(
+    written: tuple[list[Path], Path], harm: str
+) -> None:
+    paths, record = written
+    if harm == "changed":
+        paths[1].write_bytes(b"retouched")
+    else:
+        (record if harm == "no record" else paths[1]).unlink()
+    assert not is_finished(record, {"seed": 3})

@@ -3,15 +3,15 @@ which is compiled in a third of its time."""
 
 from typing import Any
 
-from ie_jax.weights.pipeline import architecture
-from ie_jax.weights.random import CONFIGS
+from ie_jax.weights.folder import architecture
+from ie_jax.weights.untrained import RANDOM_CONFIGS
 
 ONE: dict[str, Any] = {"block_out_channels": [16], "norm_num_groups": 4, "sample_size": 16}
 SMALLEST: dict[str, dict[str, Any]] = {
     "unet": ONE
     | {
-        "down_block_types": ["CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D"],
+        "down_block_types": ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"],
     },
     "vae": ONE
     | {
@@ -20,9 +20,9 @@ SMALLEST: dict[str, dict[str, Any]] = {
     },
 }
 """What makes `random` the smallest: latents as large as images, 16 pixels."""
-RANDOM_MODEL = architecture(CONFIGS, "the random model")
+RANDOM_MODEL = architecture(RANDOM_CONFIGS, "the random model")
 SMALLEST_MODEL = architecture(
-    {part: config | SMALLEST.get(part, {}) for part, config in CONFIGS.items()},
+    {part: config | SMALLEST.get(part, {}) for part, config in RANDOM_CONFIGS.items()},
     "the smallest model",
 )
 
@@ -30,4 +30,4 @@ SMALLEST_MODEL = architecture(
 def shrink() -> None:
     """Make `random` the smallest for the rest of the process."""
     for part, changes in SMALLEST.items():
-        CONFIGS[part] |= changes
+        RANDOM_CONFIGS[part] |= changes

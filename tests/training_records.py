@@ -21,12 +21,13 @@ from ie_jax.diffusion.trajectory import walk_all
 from ie_jax.models.lpips import lpips, lpips_shapes, per_layer
 from ie_jax.models.networks import Networks, encode_text, vae
 from ie_jax.models.pixels import from_uint8
-from ie_jax.training import cycle
-from ie_jax.training.cycle import LATENT, CycleConfig, Example, Frozen, make_loss, models_of
+from ie_jax.training.inputs import latents_of
 from ie_jax.training.losses import FORWARD, TEACHER, pseudo_huber, squared
+from ie_jax.training.stages import cycle
+from ie_jax.training.stages.cycle import LATENT, CycleConfig, Example, Frozen, make_loss, models_of
 from ie_jax.weights.convert import convert, find, flatten
+from ie_jax.weights.folder import Weights
 from ie_jax.weights.names import LORA, LPIPS
-from ie_jax.weights.pipeline import Weights
 from tests.comparison import Arrays
 from tests.lpips_recipe import upstream_weights
 
@@ -80,12 +81,10 @@ def intermediates(networks: Networks, lora: Any, frozen: Frozen, example: Exampl
     """What the losses compute on the way."""
     config, schedule = CycleConfig(), frozen.schedule
     eps = models_of(networks, lora, frozen, example.context)
-    leads = {name: make(config, example, schedule) for name, make in cycle.LEADS.items()}
+    terms = cycle.terms_of(config, example, schedule, cycle.NAMES)
+    leads = {name: term.lead for name, term in terms.items() if term.lead is not None}
     led = walk_all(eps, schedule.abar, leads)
-    aims = {
-        name: make(example, schedule, leads.get(name), led.get(name))
-        for name, make in cycle.AIMS.items()
-    }
+    aims = {name: term.aim(led.get(name)) for name, term in terms.items()}
     walked = walk_all(eps, schedule.abar, {name: aim.chain for name, aim in aims.items()})
     at, kept = leads["distillation"], aims["preservation"]
     t, w = at.t[0], jnp.zeros(at.t[0].shape)
@@ -157,11 +156,10 @@ class Training:
     def latent_batch(self) -> Batch:
         """F_batch: four images of 128 px, losses on latents."""
         record = self.record("F_batch")
-        config, frozen = CycleConfig(distance="l2"), self.frozen(perceptual=False)
+        frozen = self.frozen(perceptual=False)
         noise = nhwc(record["posterior_noise"])
         batch = {"pixels": jnp.asarray(record["images_u8"])}
-        make = jax.jit(functools.partial(cycle.latents_and_target, config, self.networks))
-        z, _ = make(frozen, batch, noise)
+        z = jax.jit(functools.partial(latents_of, self.networks))(frozen.vae, batch, noise)
         embed = jax.jit(encode_text, static_argnums=0)
         ids = self.ids(self.json("F_captions")["captions"])
         context = embed(self.networks, frozen.text_encoder, ids)

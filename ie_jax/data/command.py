@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ie_jax.cli import parse, run
 from ie_jax.data.config import DataConfig
 from ie_jax.data.latents import Embed, Encode, cache_latents, fingerprint
 from ie_jax.data.open import open_source
 from ie_jax.data.pictures import Pictures
+from ie_jax.devices import BATCH, WHOLE, make_mesh, over_devices, place, replicated
 from ie_jax.errors import UserError
 from ie_jax.models.execution import Execution, Precision
 from ie_jax.models.networks import Networks, encode_text, vae
 from ie_jax.models.pixels import from_uint8
 from ie_jax.models.tokenizer import Tokenizer
+from ie_jax.weights.folder import Weights
 from ie_jax.weights.load import load_pipeline
-from ie_jax.weights.pipeline import Weights
 
 DESCRIPTION = """Encode pictures and captions once: write the autoencoder's posterior and the text
 embeddings to a folder from which training reads them (source latents). A run that was interrupted
@@ -86,7 +85,7 @@ def cache(argv: Sequence[str]) -> None:
     source = open_source(config.data, config.data.split)  # before gigabytes are fetched
     pipeline = load_pipeline(config.model, offline=request.offline, progress=not request.quiet)
     architecture = pipeline.architecture
-    size = config.data.size or architecture.unet.sample_size * architecture.vae.factor
+    size = config.data.size or architecture.image_size
     if size % architecture.latent_factor:
         raise UserError(f"--data.size {size} must divide by {architecture.latent_factor}")
     networks = Networks(
@@ -117,9 +116,7 @@ def cache(argv: Sequence[str]) -> None:
 
 def encoders(networks: Networks, weights: Weights) -> tuple[Encode, Embed]:
     """Autoencoder and text encoder, each batch shared among all devices."""
-    mesh = Mesh(np.array(jax.devices()), ("device",))
-    split = NamedSharding(mesh, PartitionSpec("device"))
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    mesh = make_mesh()
 
     def moments(params: Any, pixels: jax.Array) -> Any:
         return vae(networks).apply({"params": params}, from_uint8(pixels), method="moments")
@@ -128,8 +125,8 @@ def encoders(networks: Networks, weights: Weights) -> tuple[Encode, Embed]:
         return encode_text(networks, params, ids)
 
     def placed(function: Any, params: Any) -> Any:
-        jitted = jax.jit(function, in_shardings=(everywhere, split))
-        return partial(jitted, jax.device_put(params, everywhere))
+        jitted = jax.jit(over_devices(function, mesh, (WHOLE, BATCH), BATCH))
+        return partial(jitted, place(params, replicated(mesh)))
 
     return placed(moments, weights.vae), placed(embed, weights.text_encoder)
 

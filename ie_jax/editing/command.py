@@ -4,6 +4,7 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,27 +16,32 @@ from ie_jax.cli import parse, run
 from ie_jax.config import EditConfig
 from ie_jax.data.images import load_image, preprocess
 from ie_jax.data.world import caption, draw_edit, draw_scene, render
-from ie_jax.editing.editor import Editor, EditResult
+from ie_jax.devices import join, local_mesh
+from ie_jax.editing.editor import Editor, EditResult, schedule_of
 from ie_jax.editing.images import (
     check_place,
     check_writable,
-    save_image,
+    encoded,
     side_by_side,
     write_errors,
 )
+from ie_jax.editing.jobs import jobs_of_folder, jobs_of_list
+from ie_jax.editing.many import edit_many
 from ie_jax.errors import UserError
-from ie_jax.files import appearing_whole
-from ie_jax.products import check_free, record_of
+from ie_jax.products import check_free, leave
 from ie_jax.progress import Stages
-from ie_jax.weights.embedded import EMBEDDED
-from ie_jax.weights.load import RANDOM, is_fetched
-from ie_jax.weights.sources import PUBLISHED
+from ie_jax.weights.facts import WORLD, Facts
+from ie_jax.weights.load import RANDOM, facts_before_loading, is_fetched
+from ie_jax.weights.published import PUBLISHED
 
 DESCRIPTION = """Edit a photo by text: invert it to noise under the prompt that describes it, then
-generate from that noise under the prompt that describes the result. Without --image, a scene of
-the embedded world is drawn, edited and shown side by side."""
+generate from that noise under the prompt that describes the result. With a folder of pictures, or
+--list, many: in batches over all devices, and a run that was interrupted goes on when it is started
+again. Without --image, a scene of the embedded world is drawn, edited and shown side by side."""
 DEMO = (2026, 0)
 """Seed and number of that scene."""
+ONE, MANY = "edit.png", "edits"
+"""Where results go unless --output says."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +49,34 @@ class EditRequest:
     """What to edit, and where the result goes."""
 
     image: str | None = None
-    """The photo. None: a drawn scene."""
+    """The photo, or a folder of pictures. None: a drawn scene."""
     source: str | None = None
-    """What the photo shows."""
+    """What the photo shows. For a folder, what all pictures show; None: the text beside each."""
     target: tuple[str, ...] = ()
     """What the result should show; several make several results, numbered."""
-    output: str = "edit.png"
-    """Where the result goes; settings and timings go to a .json beside it."""
+    list: str | None = None
+    """A .jsonl file with an edit per line: image, source, target (one or a list), and where wanted
+    seed and name."""
+    output: str | None = None
+    """Where the result goes; settings and timings go to a .json beside it. None: edit.png. For a
+    folder or a list, the folder of the results; None: edits."""
     reconstruct: bool = False
     """Only invert and reconstruct: no target prompt."""
     overwrite: bool = False
     """Replace files of the output's names, whoever wrote them."""
     side_by_side: bool = False
     """Also write one picture of source, reconstruction and edits: NAME-side-by-side."""
+    batch_size: int | None = None
+    """Of a folder or a list: images at once, a multiple of the devices. None: one for each."""
+    distributed: bool = False
+    """Several processes share a folder or a list, told by the environment (SLURM, TPU pods, GKE).
+    """
+    coordinator: str | None = None
+    """host:port of process 0, where the environment does not tell."""
+    processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
     offline: bool = False
     """Never use the network."""
     quiet: bool = False
@@ -69,34 +90,47 @@ def edit(argv: Sequence[str]) -> None:
         UserError: bad input, before anything is written.
     """
     request, config, given = parse(argv, DESCRIPTION, EditRequest, EditConfig)
-    demo = request.image is None
+    if request.list is not None or (request.image and Path(request.image).is_dir()):
+        edit_all(request, config, given)
+    else:
+        edit_one(request, config, given)
+
+
+def edit_one(request: EditRequest, config: EditConfig, given: Sequence[str]) -> None:
+    """One photo, or the drawn scene.
+
+    Raises:
+        UserError: see `edit`.
+    """
+    photo = request.image or ""
+    demo = not photo
     if demo and (request.source or request.target or request.reconstruct):
         raise UserError("--image is missing: name the photo to edit")
     example = draw_edit(draw_scene(*DEMO), "change_color", *DEMO)
     told = caption(example.source), (caption(example.target),)
     source, targets = told if demo else prompts(request)
-    output = Path(request.output)
+    output = Path(ONE if request.output is None else request.output)
     if not output.name:
         raise UserError("--output is empty: name a picture, such as edit.png")
-    paths = output_paths(output, len(targets))
+    paths = [] if demo else output_paths(output, len(targets))
     panel = output if demo else output.with_stem(f"{output.stem}-side-by-side")
     want_panel = demo or request.side_by_side
     record = output.with_suffix(".json")
-    pictures = ([] if demo else paths) + ([panel] if want_panel else [])
+    pictures = paths + ([panel] if want_panel else [])
     for path in pictures:
         check_writable(path)
     check_place(record)
+    facts = check_model(config)
     if not demo:
-        load_image(request.image, 64)  # a broken photo is found before gigabytes are read
-        for line in advice(config.model, "model" in given or "config" in given):
-            print(line, file=sys.stderr, flush=True)
-    check_free(pictures, record, [] if demo else [Path(request.image)], request.overwrite)
+        load_image(photo, 64)  # a broken photo is found before gigabytes are read
+        advise(facts, given)
+    check_free(pictures, record, [] if demo else [Path(photo)], request.overwrite)
 
     stages = Stages(request.quiet)
     editor = Editor.from_pretrained(
         config=config, offline=request.offline, progress=not request.quiet, announce=stages
     )
-    pixels = preprocess(render(example.source), editor.size) if demo else editor.load(request.image)
+    pixels = preprocess(render(example.source), editor.size) if demo else editor.load(photo)
     if targets:
         inversion, result = editor(pixels, source, targets)
     else:
@@ -108,30 +142,105 @@ def edit(argv: Sequence[str]) -> None:
     panels += list(zip(targets, edits, strict=True))
 
     results = edits or [panels[-1][1]]
+    images = dict(zip(paths, results, strict=False))
+    if want_panel:
+        images[panel] = side_by_side(panels)
     with stages("write"):
-        if not demo:
-            for path, image in zip(paths, results, strict=True):
-                save_image(image, path)
-        if want_panel:
-            save_image(side_by_side(panels), panel)
-        facts = record_of(pictures) | settings(request, config, stages, result, given)
-        with write_errors(record), appearing_whole(record) as file:
-            file.write((json.dumps(facts, indent=1) + "\n").encode())
+        contents = {path: encoded(image, path) for path, image in images.items()}
+    leave(contents, record, settings(request, config, stages, result, given))
     if config.model == RANDOM:
         print(f"model {RANDOM!r}: small and UNTRAINED, so the result is noise; see --model")
     print("wrote", *pictures, record)
 
 
-def advice(model: str, chosen: bool) -> list[str]:
+def edit_all(request: EditRequest, config: EditConfig, given: Sequence[str]) -> None:
+    """A folder or a list, shared among the processes if there are several.
+
+    Raises:
+        UserError: see `edit`; or no image could be edited.
+    """
+    if request.reconstruct:
+        raise UserError("--reconstruct takes one image")
+    if request.list is not None:
+        if request.image or request.source or request.target:
+            raise UserError("--list names images and prompts: give no --image, --source, --target")
+        jobs = jobs_of_list(Path(request.list).expanduser(), config.seed)
+    else:
+        if not request.target or not all(target.strip() for target in request.target):
+            raise UserError("--target is missing: say what the results should show")
+        folder = Path(request.image or "")
+        jobs = jobs_of_folder(folder, request.source, request.target, config.seed)
+    output = Path(MANY if request.output is None else request.output)
+    join(request.distributed, request.coordinator, request.processes, request.process_id)
+    facts = check_model(config)
+    mesh = local_mesh()
+    size = mesh.size if request.batch_size is None else request.batch_size
+    if size < 1 or size % mesh.size:
+        raise UserError(f"--batch-size {size} must be a multiple of the {mesh.size} devices")
+    main = jax.process_index() == 0
+    if main:
+        advise(facts, given)
+    with write_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+    own = jobs[jax.process_index() :: jax.process_count()]
+    quiet = request.quiet or not main
+    stages = Stages(quiet)
+
+    def announce(name: str) -> AbstractContextManager[None]:
+        """Only what comes before the bar of progress."""
+        return stages(name) if name.startswith(("load", "compile")) else nullcontext()
+
+    editor = Editor.from_pretrained(
+        config=config, offline=request.offline, progress=not quiet, announce=announce, mesh=mesh
+    )
+    tally = edit_many(
+        editor,
+        own,
+        output,
+        size,
+        json.loads(json.dumps(asdict(config))),
+        {"versions": versions()},
+        overwrite=request.overwrite,
+        panels=request.side_by_side,
+        quiet=quiet,
+    )
+    if tally.broken and not tally.done + tally.finished_before:
+        raise UserError(f"none of {len(own)} images could be edited: see above")
+    counts = {
+        "edited": tally.done,
+        "finished before": tally.finished_before,
+        "passed over": len(tally.broken),
+    }
+    print(f"{output}:", ", ".join(f"{count} {what}" for what, count in counts.items() if count))
+
+
+def check_model(config: EditConfig) -> Facts:
+    """What the model was trained for, from what is on this machine.
+
+    Raises:
+        UserError: the config does not fit it.
+    """
+    facts = facts_before_loading(config.model, config.forward, config.backward)
+    schedule_of(config, facts)
+    return facts
+
+
+def advise(facts: Facts, given: Sequence[str]) -> None:
+    """Print the `advice`."""
+    for line in advice(facts, "model" in given or "config" in given):
+        print(line, file=sys.stderr, flush=True)
+
+
+def advice(facts: Facts, chosen: bool) -> list[str]:
     """What a person with a photo should know of a model that never saw one.
 
     Args:
         chosen: the person named the model.
     """
-    if model not in EMBEDDED:
+    if facts.data != WORLD:
         return []
     lines = [
-        f"note: model {model!r} knows drawn scenes of 64 pixels, not photos; for photos take "
+        "note: this model knows drawn scenes of 64 pixels, not photos; for photos take "
         "--model sd15, which downloads 4.5 GB once"
     ]
     here = [name for name in PUBLISHED if is_fetched(name)]
@@ -167,21 +276,26 @@ def settings(
     config: EditConfig,
     stages: Stages,
     result: EditResult | None,
-    given: list[str],
+    given: Sequence[str],
 ) -> dict[str, Any]:
     """Everything that is needed to repeat the run, and how it went."""
     device = jax.devices()[0]
     diagnostics = {} if result is None else result.diagnostics
     return {
         "request": asdict(request),
-        "given": given,
+        "given": list(given),
         "config": asdict(config),
         "diagnostics": {name: x.tolist() for name, x in diagnostics.items()},
         "seconds": {name: round(value, 3) for name, value in stages.seconds.items()},
-        "versions": {name: version(name) for name in ("ie_jax", "jax", "jaxlib", "flax")}
-        | {"python": platform.python_version()},
+        "versions": versions(),
         "device": {"platform": device.platform, "kind": device.device_kind},
     }
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    named = {name: version(name) for name in ("ie_jax", "jax", "jaxlib", "flax")}
+    return named | {"python": platform.python_version()}
 
 
 def main() -> None:

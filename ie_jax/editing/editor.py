@@ -10,11 +10,13 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 
 from ie_jax.config import EditConfig
 from ie_jax.data.images import load_image
-from ie_jax.diffusion.schedule import BETAS, BOUNDARIES, Schedule, make_schedule
+from ie_jax.devices import local_mesh, over_devices, place, replicated
+from ie_jax.diffusion.schedule import BETAS, Schedule, make_schedule
 from ie_jax.editing.guidance import StepRecord, Strength
 from ie_jax.editing.guiders import make_guider
 from ie_jax.editing.program import (
@@ -24,16 +26,19 @@ from ie_jax.editing.program import (
     edit_images,
     edit_inversion,
     invert_images,
+    places,
     reconstruct,
 )
 from ie_jax.errors import UserError
 from ie_jax.models.execution import dtype
 from ie_jax.models.lora import round_to_fp16
 from ie_jax.models.tokenizer import Tokenizer
-from ie_jax.weights.load import grid, load_pipeline, use_compilation_cache
-from ie_jax.weights.pipeline import Pipeline, Weights
+from ie_jax.weights.facts import Facts
+from ie_jax.weights.folder import Pipeline, Weights
+from ie_jax.weights.load import facts_before_loading, load_pipeline, use_compilation_cache
 
 Picture = str | Path | Image.Image | np.ndarray
+Seed = int | Sequence[int] | None
 Announce = Callable[[str], AbstractContextManager[None]]
 
 
@@ -99,24 +104,26 @@ class Editor:
         self,
         pipeline: Pipeline,
         config: EditConfig = EditConfig(),
-        start_timestep: int = 0,
-        boundaries: Sequence[int] = BOUNDARIES,
         announce: Announce = silent,
+        mesh: Mesh | None = None,
     ) -> None:
-        """Place the weights on the device and name the programs.
+        """Place the weights on the devices and name the programs.
 
         Args:
-            start_timestep, boundaries: those the model was trained for; the config's go first.
+            config: what it leaves open is as the model's facts say.
             announce: opened around each compilation and run, with its name.
+            mesh: devices of this process that share each batch of images, see `devices`. None: one.
 
         Raises:
             UserError: the config does not fit the model.
         """
+        self.mesh = local_mesh(1) if mesh is None else mesh
         arch = pipeline.architecture
         self.config = config
-        self.schedule = schedule_of(config, start_timestep, boundaries, arch.betas)
+        self.schedule = schedule_of(config, pipeline.facts, arch.betas)
+        steps = self.schedule.steps
         self.strength = Strength(
-            jnp.asarray(np.reshape(config.scales, (len(config.guiders), self.schedule.steps))),
+            jnp.asarray(np.reshape(config.scales(steps), (len(config.guiders), steps))),
             *map(jnp.float32, config.noise_rescaling_setup.bounds),
         )
         self.models = Models(
@@ -130,8 +137,8 @@ class Editor:
                 for g in config.guiders
             ),
         )
-        self.size = config.size or arch.unet.sample_size * arch.vae.factor
-        self.weights = place(pipeline.weights, config)
+        self.size = config.size or arch.image_size
+        self.weights = placed(pipeline.weights, config, self.mesh)
         self.tokenizer = Tokenizer(pipeline.tokenizer)
         functions: dict[str, Callable[..., Any]] = {
             "invert": invert_images,
@@ -141,9 +148,12 @@ class Editor:
         }
         self.programs = {
             name: Program(
-                name, partial(function, self.models), announce, config.execution.compiler_options
+                name,
+                over_devices(partial(functions[name], self.models), self.mesh, *where),
+                announce,
+                config.execution.compiler_options,
             )
-            for name, function in functions.items()
+            for name, where in places(self.models).items()
         }
 
     @classmethod
@@ -154,6 +164,7 @@ class Editor:
         offline: bool = False,
         progress: bool = True,
         announce: Announce = silent,
+        mesh: Mesh | None = None,
     ) -> Self:
         """An editor with the weights of `model` (default: the config's), see `load_pipeline`.
 
@@ -165,12 +176,11 @@ class Editor:
         use_compilation_cache()
         name = config.model if model is None else model
         config = replace(config, model=name)
-        start, boundaries = grid(name, config.forward, config.backward)
         # Refuses a schedule that does not fit before gigabytes are fetched.
-        schedule_of(config, start, boundaries)
+        schedule_of(config, facts_before_loading(name, config.forward, config.backward))
         with announce(f"load {name}"):
             pipeline = load_pipeline(name, config.forward, config.backward, offline, progress)
-        return cls(pipeline, config, start, boundaries, announce)
+        return cls(pipeline, config, announce, mesh)
 
     def load(self, image: Picture) -> np.ndarray:
         """A picture as uint8 (height, width, 3) of a size that the networks take.
@@ -202,14 +212,20 @@ class Editor:
             raise UserError("there are no images to edit")
         if len({picture.shape for picture in pictures}) != 1:
             raise UserError("images of one batch must have one size: use fit=crop")
+        if len(pictures) % self.mesh.size:
+            raise UserError(
+                f"a batch of {len(pictures)} images must divide by the {self.mesh.size} devices"
+            )
         return np.stack(pictures)
 
-    def noise(self, pixels: np.ndarray, seed: int | None) -> jax.Array:
-        """The standard normal noise at the start of inversion, for a batch of pictures."""
+    def noise(self, pixels: np.ndarray, seed: Seed = None) -> np.ndarray:
+        """The standard normal noise at the start of inversion, (b, h, w, c): of each picture what
+        its seed draws, whatever else is in the batch."""
         b, height, width, _ = pixels.shape
-        vae = self.models.architecture.vae
-        shape = (b, height // vae.factor, width // vae.factor, vae.latent_channels)
-        return jax.random.normal(jax.random.key(self.config.seed if seed is None else seed), shape)
+        shape = (1, *self.models.architecture.vae.latent_shape(height, width))
+        seeds = np.broadcast_to(self.config.seed if seed is None else np.asarray(seed), b)
+        draws = {int(x): jax.random.normal(jax.random.key(int(x)), shape) for x in set(seeds)}
+        return np.concatenate([np.asarray(draws[int(x)]) for x in seeds])
 
     def ids(self, prompts: Sequence[str]) -> np.ndarray:
         """Token ids of prompts."""
@@ -219,13 +235,13 @@ class Editor:
         self,
         images: Picture | Sequence[Picture],
         prompts: str | Sequence[str],
-        seed: int | None = None,
-        noise: jax.Array | None = None,
+        seed: Seed = None,
+        noise: jax.Array | np.ndarray | None = None,
     ) -> Inversion:
         """Pictures to noise, under the prompts that describe them.
 
         Args:
-            seed: of the start noise; None: the config's.
+            seed: of the start noise, one for all pictures or one each; None: the config's.
             noise: the start noise itself, (b, h, w, c).
 
         Raises:
@@ -277,17 +293,29 @@ class Editor:
         images: Picture | Sequence[Picture],
         source: str | Sequence[str],
         prompts: str | Sequence[str] | Sequence[Sequence[str]],
-        seed: int | None = None,
+        seed: Seed = None,
         **strengths: Any,
     ) -> tuple[Inversion, EditResult]:
         """`invert` and `edit` as one compiled program."""
+        inversion, edit = self.run(images, source, prompts, seed, **strengths)
+        return inversion, self.result(edit)
+
+    def run(
+        self,
+        images: Picture | Sequence[Picture],
+        source: str | Sequence[str],
+        prompts: str | Sequence[str] | Sequence[Sequence[str]],
+        seed: Seed = None,
+        **strengths: Any,
+    ) -> tuple[Inversion, Edit]:
+        """`__call__`, with the result on the devices, finite or not."""
         pixels = self.batch(images)
         ids = self.ids(one_each(source, len(pixels), "source prompts"))
         targets, *rest = self.edit_arguments(len(pixels), prompts, **strengths)
         inversion, edit = self.programs["invert and edit"](
             self.weights, pixels, ids, targets, self.noise(pixels, seed), *rest
         )
-        return inversion, self.result(edit)
+        return inversion, edit
 
     def edit_arguments(
         self,
@@ -341,20 +369,19 @@ class Editor:
 
 
 def schedule_of(
-    config: EditConfig,
-    start_timestep: int,
-    boundaries: Sequence[int],
-    betas: tuple[float, float, int] = BETAS,
+    config: EditConfig, facts: Facts, betas: tuple[float, float, int] = BETAS
 ) -> Schedule:
-    """The schedule of a config, for a model trained for this start and these boundaries.
+    """The steps of an edit: the config's, and where it leaves them open, the model's.
 
     Raises:
         UserError: they do not fit each other.
     """
-    start = start_timestep if config.start_timestep is None else config.start_timestep
-    return make_schedule(
-        config.boundaries or boundaries, start, config.guidance, config.start_noise, betas
-    )
+    start = facts.start_timestep if config.start_timestep is None else config.start_timestep
+    boundaries = config.boundaries or facts.boundaries
+    guidance = config.cfg_schedule or facts.guidance
+    schedule = make_schedule(boundaries, start, guidance, config.start_noise, betas)
+    config.scales(schedule.steps)
+    return schedule
 
 
 def require_finite(finite: jax.Array) -> None:
@@ -366,12 +393,12 @@ def require_finite(finite: jax.Array) -> None:
         )
 
 
-def place(weights: Weights, config: EditConfig) -> Weights:
-    """Weights on the device, in the config's types; LoRA in float32, rounded if asked for."""
+def placed(weights: Weights, config: EditConfig, mesh: Mesh) -> Weights:
+    """Weights on every device, in the config's types; LoRA in float32, rounded if asked for."""
 
     # On the host: on the device each shape would be a small compilation of its own.
     def cast(tree: Any, name: Any) -> Any:
-        return jax.tree.map(lambda x: jnp.asarray(np.asarray(x, dtype(name))), tree)
+        return place(jax.tree.map(lambda x: np.asarray(x, dtype(name)), tree), replicated(mesh))
 
     def lora(tree: Any) -> Any:
         tree = jax.tree.map(np.asarray, tree)

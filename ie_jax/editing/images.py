@@ -1,5 +1,6 @@
 """Pictures out of the editor: uint8 RGB arrays (h, w, 3) to files and panels."""
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,20 +45,34 @@ def check_place(path: str | os.PathLike[str]) -> None:
         probe.unlink()
 
 
-def save_image(image: np.ndarray, path: str | os.PathLike[str]) -> None:
-    """Write uint8 RGB (h, w, 3) in the format of the path's suffix: PNG, WebP, BMP and TIFF
+def encoded(image: np.ndarray, path: str | os.PathLike[str]) -> bytes:
+    """uint8 RGB (h, w, 3) as a file in the format of the path's suffix: PNG, WebP, BMP and TIFF
     without loss, JPEG at quality 95, with the colour profile of sRGB where the format has one.
 
-    The file appears whole or not at all, and replaces one of that name. Raises UserError if the
-    suffix is unknown, the folder is missing or not writable, or the array is not a picture.
+    Raises:
+        UserError: the suffix is unknown, or the array is not a picture.
+    """
+    require_rgb(image)
+    name, options = _write_format(Path(path))
+    profile = {} if name == "BMP" else {"icc_profile": srgb().tobytes()}
+    file = io.BytesIO()
+    with write_errors(Path(path)):  # WebP ends at 16383 pixels
+        Image.fromarray(image).save(file, name, **options, **profile)
+    return file.getvalue()
+
+
+def save_image(image: np.ndarray, path: str | os.PathLike[str]) -> None:
+    """Write a picture, see `encoded`. The file appears whole or not at all, and replaces one of
+    that name.
+
+    Raises:
+        UserError: as `encoded`; or the folder is missing or not writable.
     """
     path = Path(path)
-    require_rgb(image)
-    check_writable(path)
-    name, options = _write_format(path)
+    content = encoded(image, path)
+    check_place(path)
     with write_errors(path), appearing_whole(path) as file:
-        profile = {} if name == "BMP" else {"icc_profile": srgb().tobytes()}
-        Image.fromarray(image).save(file, name, **options, **profile)
+        file.write(content)
 
 
 def side_by_side(panels: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:

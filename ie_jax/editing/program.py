@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from ie_jax.devices import BATCH, LATER, WHOLE
 from ie_jax.diffusion.consistency import Latents, consistency_step
 from ie_jax.diffusion.schedule import Schedule
 from ie_jax.diffusion.trajectory import generate, invert, per_step, with_text
@@ -27,7 +29,7 @@ from ie_jax.editing.statistics import match_statistics, mean_std
 from ie_jax.models.networks import Context, Network, Networks, denoiser, encode_text, vae
 from ie_jax.models.pixels import Pixels, from_uint8, to_uint8
 from ie_jax.models.unet import Out
-from ie_jax.weights.pipeline import Weights
+from ie_jax.weights.folder import Weights
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,26 @@ class Edit:
     """After each step."""
     record: StepRecord | None
     """Per step, leaves (n, ..., b, e); None without guiders."""
+
+
+INVERSION = Inversion(latents=LATER, context=BATCH, mean=BATCH, std=BATCH)
+"""Where the images of a batch are in an inversion."""
+
+
+def places(models: Models) -> dict[str, tuple[tuple[Any, ...], Any]]:
+    """Where the images of a batch are in arguments and results of this module's programs, by name,
+    for `over_devices`."""
+    by_guider: Any = P(None, *LATER)
+    numbers = StepRecord(by_guider, *[LATER] * 5) if models.guiders else None
+    edit = Edit(BATCH, BATCH, LATER, numbers)
+    steps = Schedule(*[WHOLE] * 7)
+    per_edit = replace(steps, guidance=BATCH), Strength(BATCH, BATCH, BATCH), WHOLE
+    return {
+        "invert": ((WHOLE, BATCH, BATCH, BATCH, steps), INVERSION),
+        "reconstruct": ((WHOLE, INVERSION, steps, WHOLE), (BATCH, BATCH)),
+        "edit": ((WHOLE, INVERSION, BATCH, *per_edit), edit),
+        "invert and edit": ((WHOLE, BATCH, BATCH, BATCH, BATCH, *per_edit), (INVERSION, edit)),
+    }
 
 
 def encode_image(models: Models, weights: Weights, pixels: Pixels) -> Latents:

@@ -16,7 +16,7 @@ from ie_jax.editing.images import check_place, write_errors
 from ie_jax.errors import UserError
 from ie_jax.evaluation.report import write, write_plots, write_sheets, write_tables
 from ie_jax.evaluation.world import WorldConfig, check_seed, evaluate
-from ie_jax.products import check_folder, record_of
+from ie_jax.products import OWN, check_folder
 from ie_jax.progress import Stages
 
 DESCRIPTION = """world: measure a model of the embedded world on scenes that it never saw:
@@ -63,7 +63,7 @@ def world(argv: Sequence[str]) -> None:
     results, pictures = evaluate(
         request.model, request.scenes, request.seed, request.batch_size, config, stages
     )
-    results |= environment() | record_of([])
+    results |= environment() | OWN
     # Numbers first: whatever fails after them, they are kept.
     write(record, json.dumps(results, indent=1, allow_nan=False) + "\n")
     write_tables(folder, results)

@@ -1,6 +1,5 @@
 """The demo: scenes of the embedded world inverted and edited, beside the exact results."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +11,12 @@ from ie_jax.cli import parse, run
 from ie_jax.config import EditConfig
 from ie_jax.data.world import EDITS, Edit, caption, draw_edit, draw_scene, possible, render
 from ie_jax.editing.editor import Editor
-from ie_jax.editing.images import check_writable, save_image
+from ie_jax.editing.images import check_writable, encoded
 from ie_jax.errors import UserError
 from ie_jax.evaluation.metrics import psnr, squared_error
 from ie_jax.evaluation.world import GUIDERS, RESCALING
-from ie_jax.files import appearing_whole
 from ie_jax.models.execution import Execution
-from ie_jax.products import check_free, record_of
+from ie_jax.products import check_free, leave
 from ie_jax.progress import Stages
 
 DESCRIPTION = """Invert and edit scenes of the embedded world with the model that comes along, and
@@ -108,7 +106,7 @@ def demo(argv: Sequence[str]) -> None:
     inversion = editor.invert(sources, [caption(edit.source) for edit in edits])
     reconstructions = editor.reconstruct(inversion)
     # Plain and guided are one call: the former is the latter with guiders of no weight.
-    scales = np.asarray(config.edit.scales, np.float32)
+    scales = np.asarray(editor.strength.scales)
     result = editor.edit(
         inversion,
         [[caption(edit.target)] * 2 for edit in edits],
@@ -116,7 +114,7 @@ def demo(argv: Sequence[str]) -> None:
     )
     plain, guided = result.images[:, 0], result.images[:, 1]
     columns = (sources, reconstructions, plain, guided, truths)
-    save_image(sheet(list(zip(*columns, strict=True))), output)
+    picture = encoded(sheet(list(zip(*columns, strict=True))), output)
     facts = [
         {
             "kind": edit.kind,
@@ -134,8 +132,7 @@ def demo(argv: Sequence[str]) -> None:
         }
         for i, edit in enumerate(edits)
     ]
-    with appearing_whole(record) as file:
-        file.write((json.dumps(record_of([output]) | {"edits": facts}, indent=1) + "\n").encode())
+    leave({output: picture}, record, {"edits": facts})
     tell(facts)
     print(f"wrote {output} {record}")
 

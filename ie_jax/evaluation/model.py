@@ -12,25 +12,24 @@ import numpy as np
 
 from ie_jax.config import EditConfig
 from ie_jax.data.world import ATTRIBUTES, SIZE
+from ie_jax.diffusion.ddim import ddim, ddim_inversion
 from ie_jax.diffusion.schedule import Schedule, cumulative_alphas, make_schedule
 from ie_jax.diffusion.trajectory import generate, with_text
-from ie_jax.editing.editor import Editor, place
+from ie_jax.editing.editor import Editor, placed
 from ie_jax.editing.guidance import Strength
 from ie_jax.editing.program import Inversion, Models, decode_image, encode_image
 from ie_jax.errors import UserError
-from ie_jax.evaluation.inversion import ddim_inversion
 from ie_jax.models.classifier import classify
 from ie_jax.models.lpips import lpips
 from ie_jax.models.networks import denoiser, encode_text
 from ie_jax.models.pixels import Pixels, from_uint8
-from ie_jax.training.denoiser import ddim
 from ie_jax.weights import embedded
-from ie_jax.weights.classifier import load_classifier
-from ie_jax.weights.load import grid, load_pipeline, use_compilation_cache
+from ie_jax.weights.facts import Facts
+from ie_jax.weights.folder import Weights
+from ie_jax.weights.judges import load_classifier, load_lpips
+from ie_jax.weights.layout import PARTS
+from ie_jax.weights.load import load_pipeline, use_compilation_cache
 from ie_jax.weights.lora_files import read_lora
-from ie_jax.weights.parts import PARTS
-from ie_jax.weights.perceptual import load_lpips
-from ie_jax.weights.pipeline import Weights
 
 ICD, OURS = "iCD", "ours"
 PERCEPTUAL, CLASSIFIER = "perceptual.safetensors", "classifier.safetensors"
@@ -59,9 +58,8 @@ class Model:
     """LoRA of the forward model by method, on the device."""
     files: Mapping[str, str]
     """File name of each."""
-    trained_start: int
-    """Where iCD's inversion was trained to start."""
-    boundaries: tuple[int, ...]
+    facts: Facts
+    """What iCD's pair was trained for."""
     perceptual: Any
     """The network of the perceptual distance."""
     classifier: Any
@@ -75,14 +73,15 @@ class Model:
     def published(self) -> dict[str, Pair]:
         """The two methods with the start that each was trained for."""
         return {
-            ICD: Pair(ICD, self.trained_start, True),
+            ICD: Pair(ICD, self.facts.start_timestep, True),
             OURS: Pair(OURS, 0, False),
         }
 
     @property
     def pairs(self) -> list[Pair]:
         """All that are reconstructed with."""
-        starts = [(ICD, self.trained_start), (ICD, 0), *((x, 0) for x in self.forwards if x != ICD)]
+        others = [(name, 0) for name in self.forwards if name != ICD]
+        starts = [(ICD, self.facts.start_timestep), (ICD, 0), *others]
         return [Pair(*at, noise) for at in dict.fromkeys(starts) for noise in (True, False)]
 
     def weights(self, method: str) -> Weights:
@@ -91,9 +90,10 @@ class Model:
 
     def schedule(self, pair: Pair, guidance: np.ndarray | None = None) -> Schedule:
         """A pair's steps; w = 0, or guidance broadcasting to (b, e, n)."""
-        w = np.zeros(len(self.boundaries)) if guidance is None else guidance
+        boundaries = self.facts.boundaries
+        w = np.zeros(len(boundaries)) if guidance is None else guidance
         betas = self.models.architecture.betas
-        return make_schedule(self.boundaries, pair.start_timestep, w, pair.start_noise, betas)
+        return make_schedule(boundaries, pair.start_timestep, w, pair.start_noise, betas)
 
 
 def model_folder(name: str) -> Path:
@@ -136,23 +136,23 @@ def load_model(name: str, config: EditConfig) -> Model:
     perceptual = load_lpips(str(folder / PERCEPTUAL))
     classifier = load_classifier(folder / CLASSIFIER)
     use_compilation_cache()
-    start, boundaries = grid(name, forward, backward)
     pipeline = load_pipeline(name, forward, backward, progress=False)
     arch = pipeline.architecture
     if SIZE % arch.latent_factor:
         raise UserError(f"{folder}: its networks do not take pictures of {SIZE} pixels")
     files = forward_files(folder)
+    guided = Editor(pipeline, config)
+    plain = Editor(pipeline, replace(config, guiders=()))
     forwards = {
-        method: place(
+        method: placed(
             replace(pipeline.weights, forward=read_lora(folder / file, pipeline.weights.unet)),
             config,
+            plain.mesh,
         ).forward
         for method, file in files.items()
     }
-    guided = Editor(pipeline, config, start, boundaries)
-    plain = Editor(pipeline, replace(config, guiders=()), start, boundaries)
     judges = (jax.tree.map(jnp.asarray, x) for x in (perceptual, classifier))
-    return Model(plain, guided, forwards, files, start, boundaries, *judges)
+    return Model(plain, guided, forwards, files, pipeline.facts, *judges)
 
 
 def invert(
@@ -268,8 +268,7 @@ def predict(params: Any, pixels: Pixels) -> jax.Array:
 def start_noise(model: Model, seed: int, numbers: Sequence[int]) -> np.ndarray:
     """Standard normal noise for scenes, of each the same whatever batch it is in: float32
     (b, h, w, c)."""
-    vae = model.models.architecture.vae
-    shape = (SIZE // vae.factor, SIZE // vae.factor, vae.latent_channels)
+    shape = model.models.architecture.vae.latent_shape(SIZE, SIZE)
     # The third number keeps the noise apart from the draws of scenes and edits.
     draws = (np.random.default_rng((seed, i, 99)).standard_normal(shape) for i in numbers)
     return np.stack([x.astype(np.float32) for x in draws])

@@ -35,7 +35,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from ie_jax.config import GENTLE_GUIDANCE, EditConfig, GuiderConfig, RescalingConfig
+from ie_jax.config import EditConfig, GuiderConfig, RescalingConfig
 from ie_jax.data.world import (
     ATTRIBUTES,
     EDITS,
@@ -99,7 +99,7 @@ hold many of them back."""
 class WorldConfig:
     """How reconstructions, edits and samples are made."""
 
-    guidance: tuple[float, ...] = GENTLE_GUIDANCE
+    guidance: tuple[float, ...] = (0.0, 1.0, 1.0, 1.0)
     """Scale w of each generation step of edits."""
     guiders: tuple[GuiderConfig, ...] = GUIDERS
     """Of guided edits, as a YAML list of {name, g_scale, kwargs}."""

@@ -69,6 +69,10 @@ class VAEConfig:
     """Squares of so many pixels a side are the channels of one (space to depth) before the first
     and after the last convolution; our own key. `in_channels` counts them: 3 patch_size²."""
 
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(h, w, c) of the latent of an image of so many pixels."""
+        return height // self.factor, width // self.factor, self.latent_channels
+
     @property
     def factor(self) -> int:
         """Pixels per latent, in each direction."""

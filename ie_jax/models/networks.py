@@ -35,6 +35,11 @@ class Architecture:
     """First and last beta of the scaled linear schedule, and the number of timesteps."""
 
     @property
+    def image_size(self) -> int:
+        """Pixels of a side of the images that the networks were trained on."""
+        return self.unet.sample_size * self.vae.factor
+
+    @property
     def latent_factor(self) -> int:
         """What an image side must divide by, so that every level of both networks fits."""
         return self.vae.factor * 2 ** (len(self.unet.block_out_channels) - 1)

@@ -16,18 +16,18 @@ from ie_jax.cli import parse, print_line, run
 from ie_jax.data.latents import Latents, fingerprint
 from ie_jax.data.loader import Loader
 from ie_jax.data.open import open_data
+from ie_jax.devices import join, make_mesh
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole
 from ie_jax.models.tokenizer import Tokenizer
 from ie_jax.progress import Stages
-from ie_jax.training.config import TrainConfig
 from ie_jax.training.journal import EVENTS, METRICS, PICTURES, writing
 from ie_jax.training.loop import CHECKPOINTS, FAILURE, HeldOut, Plan, train
-from ie_jax.training.recipes import LORA, MODEL, RECIPES, Recipe, check_grid
-from ie_jax.training.sharding import make_mesh
+from ie_jax.training.recipe import LORA, MODEL, Recipe
 from ie_jax.training.stage import initial_state
+from ie_jax.training.stages import TrainConfig, build
+from ie_jax.weights.folder import Pipeline
 from ie_jax.weights.load import use_compilation_cache
-from ie_jax.weights.pipeline import Pipeline
 
 DESCRIPTION = """Train. The default stage, cycle, fine-tunes the forward model, image to noise, so
 that an image inverted and generated again is the image; it writes the trained LoRA in the published
@@ -80,10 +80,8 @@ def fine_tune(argv: Sequence[str]) -> None:
     if request.output is None:
         raise UserError("--output is missing: name a folder for the run")
     folder = Path(request.output).expanduser()
-    if config.stage == "cycle":
-        check_grid(config)
     check_folder(folder, request)
-    connect(request)
+    join(request.distributed, request.coordinator, request.processes, request.process_id)
     main = jax.process_index() == 0
     mesh = make_mesh(config.mesh.fsdp)
     check_batch(config, jax.device_count())
@@ -99,7 +97,7 @@ def fine_tune(argv: Sequence[str]) -> None:
             write_config(folder, settings)
 
     with stages(f"load {config.model}"):
-        recipe = RECIPES[config.stage](config, request.offline, not stages.quiet)
+        recipe = build(config, request.offline, not stages.quiet)
     loader, held_out = open_loaders(config, recipe)
     train(
         recipe.stage,
@@ -138,23 +136,6 @@ def say(line: str) -> None:
 
 def silent(_: str) -> None:
     """Say nothing."""
-
-
-def connect(request: TrainRequest) -> None:
-    """Join the other processes, if there are any.
-
-    Raises:
-        UserError: flags are missing, or the others cannot be found.
-    """
-    address = request.coordinator, request.processes, request.process_id
-    if not request.distributed and address == (None, None, None):
-        return
-    if not request.distributed and None in address:
-        raise UserError("--coordinator, --processes and --process-id go together: one is missing")
-    try:
-        jax.distributed.initialize(*address)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"cannot join the other processes: {error}") from error
 
 
 def check_batch(config: TrainConfig, devices: int) -> None:
@@ -255,7 +236,7 @@ def open_loaders(config: TrainConfig, recipe: Recipe) -> tuple[Loader, HeldOut |
     architecture = recipe.architecture
     tokenizer = Tokenizer(recipe.tokenizer)
     length = architecture.text.max_position_embeddings
-    size = config.data.size or architecture.unet.sample_size * architecture.vae.factor
+    size = config.data.size or architecture.image_size
     if size % architecture.latent_factor:
         raise UserError(f"data.size {size} must divide by {architecture.latent_factor}")
     patch = config.cycle.patch_size

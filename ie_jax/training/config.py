@@ -1,4 +1,4 @@
-"""The schema of a training run, and its optimiser."""
+"""The settings that all stages of training share, and the optimiser."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,11 +8,6 @@ import optax
 from ie_jax.data.config import DataConfig
 from ie_jax.errors import UserError
 from ie_jax.models.execution import Execution, Precision
-from ie_jax.training.autoencoder import AutoencoderConfig
-from ie_jax.training.classifier import ClassifierConfig
-from ie_jax.training.consistency import ConsistencyConfig
-from ie_jax.training.cycle import CycleConfig
-from ie_jax.training.denoiser import DenoiserConfig
 
 
 @dataclass(frozen=True)
@@ -55,16 +50,12 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides what a training run computes and how it is run.
+class RunConfig:
+    """What decides how a run computes, whatever its stage.
 
     The defaults are the published run's, but for the data's path.
     """
 
-    stage: Literal["cycle", "autoencoder", "denoiser", "guidance", "consistency", "classifier"] = (
-        "cycle"
-    )
-    """What is trained."""
     model: str = "icd-sd15"
     """What training starts from: random (untrained, tiny), icd-sd15, icd-sd15-2, icd-sd15-3steps,
     sd15 (published, downloaded once), or a folder of upstream files."""
@@ -80,12 +71,6 @@ class TrainConfig:
     or folder of weights."""
     data: DataConfig = field(default_factory=DataConfig)
     """The images."""
-    cycle: CycleConfig = field(default_factory=CycleConfig)
-    """The losses."""
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
-    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
-    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     batch_size: int = 16
     """Images per step, on all devices together."""

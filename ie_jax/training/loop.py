@@ -12,12 +12,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from ie_jax.devices import gathered, place, place_batch, replicated, weight_shardings
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole
 from ie_jax.training.checkpoints import Checkpoints, Facts
 from ie_jax.training.flops import flops, peak
 from ie_jax.training.journal import Journal, Meter, Pictures, writing
-from ie_jax.training.sharding import place, place_batch, replicated, shardings_of_frozen
 from ie_jax.training.stage import Stage, State, Tree
 from ie_jax.training.step import make_step
 from ie_jax.training.stop import Stop
@@ -164,7 +164,7 @@ def train(
     with ExitStack() as stack:
         trainer.checkpoints = Checkpoints(folder / CHECKPOINTS, plan.keep, say if main else silent)
         stack.callback(trainer.checkpoints.abandon)
-        trainer.begin(place(state, replicated(mesh)), key, accept)
+        trainer.begin(place(state, weight_shardings(mesh, state)), key, accept)
         if trainer.step:
             say(f"resumed at step {trainer.step}")
         if main:
@@ -218,7 +218,7 @@ class Trainer:
         self.folder, self.settings = folder, settings
         self.write_export, self.announce = export, announce
         self.compiler_options = compiler_options
-        self.frozen = place(frozen, shardings_of_frozen(mesh, frozen))
+        self.frozen = place(frozen, weight_shardings(mesh, frozen))
         self.held_out = held_out if stage.evaluate else None
         self.validate: Callable[..., Any] | None = None
         self.compiled: Callable[..., Any] | None = None
@@ -328,9 +328,10 @@ class Trainer:
 
     def export(self, best: bool) -> None:
         """Hand the state out."""
+        state = gathered(self.mesh, self.state)
         if jax.process_index() == 0:
             with writing(self.folder):
-                self.write_export(jax.tree.map(np.asarray, self.state), best)
+                self.write_export(state, best)
 
     def next_batch(self) -> Any:
         """The next batch on the devices."""
@@ -362,7 +363,7 @@ class Trainer:
         jitted = jax.jit(
             draw_and_step,
             donate_argnums=0,
-            out_shardings=replicated(self.mesh),
+            out_shardings=(weight_shardings(self.mesh, self.state), replicated(self.mesh)),
             compiler_options=self.compiler_options,
         )
         with self.announce("compile step"):

@@ -4,15 +4,23 @@ Every distance is one number per image, float32; a loss is its mean over the bat
 where the method says so.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ie_jax.diffusion.consistency import Latents, add_noise
-from ie_jax.diffusion.trajectory import Chain, chain
+from ie_jax.diffusion.schedule import Schedule
+from ie_jax.diffusion.trajectory import (
+    AnyDenoiser,
+    Chain,
+    chain,
+    per_step,
+    there_and_back,
+    walk_all,
+)
 from ie_jax.models.pixels import Image
 
 Levels = Float[Array, " T"]
@@ -86,53 +94,97 @@ FORWARD, BACKWARD, TEACHER = range(3)
 
 
 class Aim(NamedTuple):
-    """A loss between latents: where a chain of steps should end."""
+    """Where a chain of steps should end."""
 
     chain: Chain
     target: Latents
 
 
-def distillation_lead(
+class Term(NamedTuple):
+    """A loss between latents, in two walks: first the `lead`, without gradient; from the latents
+    after each of its steps follows the aim, whose chain has a gradient."""
+
+    lead: Chain | None
+    aim: Callable[[Any], Aim]
+
+
+def walk_terms(
+    held: AnyDenoiser,
+    eps: AnyDenoiser,
+    abar: Levels,
+    terms: Mapping[str, Term],
+    unroll: int = 1,
+) -> dict[str, tuple[Latents, Latents]]:
+    """Where each term's chain ends, and where it should.
+
+    The leads of all terms are one scan and their chains another, so that a program holds one copy
+    of the network for each (see `walk_all`).
+
+    Args:
+        held: the models without gradient, for the leads.
+        eps: the models with gradient.
+    """
+    leads = {name: term.lead for name, term in terms.items() if term.lead is not None}
+    led = walk_all(held, abar, leads, unroll)
+    aims = {name: term.aim(led.get(name)) for name, term in terms.items()}
+    ends = walk_all(eps, abar, {name: aim.chain for name, aim in aims.items()}, unroll)
+    return {name: (ends[name][-1], aim.target) for name, aim in aims.items()}
+
+
+def distillation(
     student: int,
     abar: Levels,
     z: Latents,
     noise: Latents,
     at: tuple[Timesteps, Timesteps, Timesteps],
     w: PerImage | None = None,
-) -> Chain:
-    """What distillation computes first, without gradient: from z at t the teacher's step to the
-    next t of its grid, then the student's own to the boundary. `at` holds these three."""
+) -> Term:
+    """From z at t the student steps to the boundary s at once. It should end where the teacher's
+    step to the next t of its grid leads, and from there the student's own to s.
+
+    Args:
+        at: t, the teacher's next t, and s. Where the teacher is at s already, its latent is the
+            target.
+        w: guidance of all three steps; None: 0.
+    """
     t, next_t, s = at
+    start = noised(abar, z, noise, t)
     guidance = None if w is None else jnp.stack([w, w])
-    return chain(
-        noised(abar, z, noise, t),
-        [TEACHER, student],
-        jnp.stack([t, next_t]),
-        jnp.stack([next_t, s]),
-        guidance,
-        hard=[False, True],
-    )
+    steps = jnp.stack([t, next_t]), jnp.stack([next_t, s])
+    lead = chain(start, [TEACHER, student], *steps, guidance, hard=[False, True])
+
+    def aim(led: Float[Array, "2 b h w c"]) -> Aim:
+        arrived = (next_t == s)[:, None, None, None]
+        step = chain(start, [student], t[None], s[None], lead.w[:1])
+        return Aim(step, jnp.where(arrived, led[0], led[1]))
+
+    return Term(lead, aim)
 
 
-def distillation_aim(student: int, lead: Chain, led: Float[Array, "2 b h w c"]) -> Aim:
-    """In one step to where the lead ends: its second latent, or its first where the teacher is at
-    the boundary already."""
-    arrived = (lead.t[1] == lead.s[1])[:, None, None, None]
-    step = chain(lead.start, [student], lead.t[:1], lead.s[1:], lead.w[:1])
-    return Aim(step, jnp.where(arrived, led[0], led[1]))
+def preservation(
+    student: int, other: int, abar: Levels, z: Latents, noise: Latents, t: Timesteps, s: Timesteps
+) -> Term:
+    """From z at t the opposite model steps over a segment to s, w = 0; the student should come back
+    to where that began."""
+    start = noised(abar, z, noise, t)
+
+    def aim(led: Float[Array, "1 b h w c"]) -> Aim:
+        return Aim(chain(led[0], [student], s[None], t[None]), start)
+
+    return Term(chain(start, [other], t[None], s[None]), aim)
 
 
-def preservation_lead(
-    other: int, abar: Levels, z: Latents, noise: Latents, t: Timesteps, s: Timesteps
-) -> Chain:
-    """What preservation computes first, without gradient: the opposite model's step over a segment,
-    from z at t to s, w = 0."""
-    return chain(noised(abar, z, noise, t), [other], t[None], s[None])
+def cycle(z: Latents, noise: Latents, schedule: Schedule, guidance: Float[Array, "b n"]) -> Term:
+    """The whole way to noise and back should end where it starts, at the clean latent.
 
-
-def preservation_aim(student: int, lead: Chain, led: Float[Array, "1 b h w c"]) -> Aim:
-    """Back to where the lead began."""
-    return Aim(chain(led[0], [student], lead.s, lead.t), lead.start)
+    Args:
+        noise: enters at the start where `schedule.start_noise` is 1.
+        guidance: w of the generation.
+    """
+    t = per_step(schedule.forward_t, len(z))[0]
+    start = jnp.where(schedule.start_noise > 0, noised(schedule.abar, z, noise, t), z)
+    way = there_and_back(start, schedule, FORWARD, BACKWARD, guidance)
+    return Term(None, lambda _: Aim(way, z))
 
 
 def forward_grid(
@@ -147,6 +199,18 @@ def forward_grid(
     t = start + stride * index
     next_t = t + stride
     return t, next_t, boundaries[jnp.searchsorted(boundaries, next_t)]
+
+
+def backward_grid(
+    index: Int[Array, " b"], start: int, steps: int, boundaries: Array, timesteps: int
+) -> tuple[Timesteps, Timesteps, Timesteps]:
+    """Timestep t, the teacher's next t and the boundary below, of a draw of 0 .. steps - 1: the
+    grid of `forward_grid` walked down, to 0 at last."""
+    stride = timesteps // steps
+    t = start + stride * index
+    next_t = jnp.maximum(t - stride, 0)
+    ends = jnp.concatenate([jnp.zeros(1, boundaries.dtype), boundaries[:-1]])
+    return t, next_t, ends[jnp.searchsorted(ends, next_t, side="right") - 1]
 
 
 def noised(abar: Levels, z: Latents, noise: Latents, t: Timesteps) -> Latents:

@@ -27,8 +27,8 @@ class Stage:
     """One kind of training. Static: what a step is compiled for."""
 
     prepare: Prepare
-    updates: Mapping[str, Loss]
-    """Losses, each of which makes one update per batch, in this order. Names name the metrics."""
+    losses: Mapping[str, Loss]
+    """Each makes one update per batch, in this order. Names name the metrics."""
     optimiser: optax.GradientTransformation
     """One state for all updates."""
     evaluate: Evaluate | None = None
@@ -44,14 +44,14 @@ class State:
     """Batches done."""
     params: Tree
     """float32."""
-    optimiser: Tree
+    opt_state: Tree
     """Of the parameters as one vector (`jax.flatten_util.ravel_pytree`)."""
-    average: Tree | None
+    ema: Tree | None
     """Moving average of the parameters, where the stage keeps one."""
 
 
 def initial_state(stage: Stage, params: Tree) -> State:
     """The state before the first batch. Owns its arrays: a step may donate them."""
     params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
-    average = None if stage.ema is None else jax.tree.map(jnp.copy, params)
-    return State(jnp.int32(0), params, stage.optimiser.init(ravel_pytree(params)[0]), average)
+    ema = None if stage.ema is None else jax.tree.map(jnp.copy, params)
+    return State(jnp.int32(0), params, stage.optimiser.init(ravel_pytree(params)[0]), ema)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from ie_jax.training.sharding import DATA
+from ie_jax.devices import DATA
 from ie_jax.training.stage import Loss, Metrics, Stage, State, Tree
 
 Step = Callable[[State, Tree, Mapping[str, Array], Array], tuple[State, Metrics]]
@@ -39,20 +39,21 @@ def make_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
         # Parameters and gradients go through the optimiser as one vector: compilers compare the
         # operations on hundreds of leaves pair by pair, for many minutes.
         params, tree = ravel_pytree(state.params)
-        optimiser = state.optimiser
-        for name, loss in stage.updates.items():
-            value, extra, slope = mean_gradient(loss, tree(params), frozen, examples, accumulate)
-            value, extra, slope = lax.pmean((value, extra, slope), DATA)
-            norm = optax.tree.norm(slope)
-            changes, moved = stage.optimiser.update(slope, optimiser, params)
+        opt_state = state.opt_state
+        for name, loss in stage.losses.items():
+            value, extra, grads = mean_gradient(loss, tree(params), frozen, examples, accumulate)
+            value, extra, grads = lax.pmean((value, extra, grads), DATA)
+            norm = optax.tree.norm(grads)
+            updates, new_state = stage.optimiser.update(grads, opt_state, params)
             finite = jnp.isfinite(value) & jnp.isfinite(norm)
-            params, optimiser = choose(finite, (params + changes, moved), (params, optimiser))
+            new = params + updates, new_state
+            params, opt_state = choose(finite, new, (params, opt_state))
             metrics |= {f"{name}/loss": value, f"{name}/gradient_norm": norm}
             metrics |= {f"{name}/{key}": x for key, x in extra.items()}
-        average = state.average
+        ema = state.ema
         if stage.ema is not None:
-            average = optax.incremental_update(tree(params), average, 1.0 - stage.ema)
-        return State(state.step + 1, tree(params), optimiser, average), metrics
+            ema = optax.incremental_update(tree(params), ema, 1.0 - stage.ema)
+        return State(state.step + 1, tree(params), opt_state, ema), metrics
 
     def step(
         state: State, frozen: Tree, batch: Mapping[str, Array], key: Array
@@ -84,8 +85,8 @@ def mean_gradient(
     """Loss, metrics and gradient (one vector), as means over `count` stacked micro-batches."""
     of_part = jax.value_and_grad(loss, has_aux=True)
     if count == 1:
-        (value, extra), gradient = of_part(params, frozen, examples)
-        return value, extra, ravel_pytree(gradient)[0]
+        (value, extra), grads = of_part(params, frozen, examples)
+        return value, extra, ravel_pytree(grads)[0]
 
     def add(total: Tree, example: Tree) -> tuple[Tree, None]:
         return jax.tree.map(jnp.add, total, of_part(params, frozen, example)), None
@@ -93,8 +94,8 @@ def mean_gradient(
     part = jax.tree.map(lambda x: x[0], examples)
     shapes = jax.eval_shape(of_part, params, frozen, part)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    ((value, extra), gradient), _ = lax.scan(add, zeros, examples)
-    return jax.tree.map(lambda x: x / count, (value, extra, ravel_pytree(gradient)[0]))
+    ((value, extra), grads), _ = lax.scan(add, zeros, examples)
+    return jax.tree.map(lambda x: x / count, (value, extra, ravel_pytree(grads)[0]))
 
 
 def choose(condition: Array, yes: Tree, no: Tree) -> Tree:

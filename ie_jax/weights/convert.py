@@ -1,13 +1,21 @@
-"""Strict conversion of upstream tensors to a weight tree, by a table of names."""
+"""Upstream tensors to a weight tree and back, strictly, by a table of names."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import numpy as np
+import safetensors.numpy
 
 from ie_jax.errors import UserError
-from ie_jax.weights.names import Rule, local
+from ie_jax.files import appearing_whole
+from ie_jax.weights.names import Rule, local, same, spellings
+
+Tree = Mapping[str, Any]
+Tensors = dict[str, np.ndarray]
+Number = Literal["float32", "float16", "bfloat16"]
 
 SHOWN = 8
 
@@ -99,3 +107,61 @@ def convert_leaf(
     if not np.isfinite(leaf).all():
         problems.append(f"{name} holds NaN or infinite values")
     return leaf
+
+
+def as_upstream(x: Any) -> np.ndarray:
+    """A kernel or factor as PyTorch lays it out: OIHW, or (out, in)."""
+    x = np.asarray(x)
+    return np.ascontiguousarray(x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T)
+
+
+def upstream(tree: Tree, table: Sequence[Rule]) -> Tensors:
+    """The tensors that `convert` makes this tree of, in the names and layouts that diffusers and
+    transformers write today; they keep their number type.
+
+    Args:
+        tree: nested dicts of numpy or JAX arrays.
+        table: `UNET`, `VAE` or `TEXT_ENCODER`.
+
+    Raises:
+        LookupError: a leaf is not of the table's network.
+    """
+    tensors: Tensors = {}
+    for path, x in flatten(tree).items():
+        name, rule = upstream_rule(path, table)
+        tensors[name] = np.asarray(x) if rule.transform is same else as_upstream(x)
+    return tensors
+
+
+def upstream_rule(path: str, table: Sequence[Rule]) -> tuple[str, Rule]:
+    """The upstream name of a leaf, and its rule: the one spelling that the table reads as `path`.
+
+    Raises:
+        LookupError: there is none.
+    """
+    for name in spellings(path):
+        with suppress(LookupError):
+            rule, found = find(table, name)
+            if found == path:
+                return name, rule
+    raise LookupError(f"{path} has no upstream name")
+
+
+def write_network(
+    path: Path,
+    tree: Tree,
+    table: Sequence[Rule],
+    dtype: Number = "float32",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a network's weights as a `.safetensors` file, which appears whole or not at all.
+
+    Args:
+        tree, table: as `upstream` takes them.
+        dtype: the number type in the file.
+        metadata: further texts for the header.
+    """
+    tensors = {name: x.astype(dtype) for name, x in upstream(tree, table).items()}
+    header = {"format": "pt"} | dict(metadata or {})
+    with appearing_whole(path) as file:
+        file.write(safetensors.numpy.save(tensors, header))

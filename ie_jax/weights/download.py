@@ -11,13 +11,16 @@ A file counts as complete only once it is in `hashes.json`. The first download h
 compared with but the hash that the hub announces for large files; from then on the record decides.
 """
 
+import gzip
 import hashlib
 import json
 import os
 import re
 import shutil
+import tarfile
 import textwrap
 import time
+import zlib
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -28,9 +31,8 @@ import requests
 from huggingface_hub.utils import tqdm
 
 from ie_jax.errors import UserError
-from ie_jax.weights.archives import find, unpack
 from ie_jax.weights.formats import read_json
-from ie_jax.weights.sources import ICD_URL, ArchivedFile, Files, HubFile, Published, Source
+from ie_jax.weights.published import ICD_URL, ArchivedFile, Files, HubFile, Published, Source
 
 RECORD = "hashes.json"
 _RETRY_PAUSES = (1.0, 3.0)  # seconds before the second and the third attempt
@@ -207,10 +209,55 @@ def _same_as_recorded(folder: Path, entries: Record) -> None:
 def _locate(file: HubFile | ArchivedFile, folder: Path) -> Path:
     if isinstance(file, HubFile):
         return folder / file.path
-    found = find(folder / file.folder, file.pattern)
+    found = files_like(folder / file.folder, file.pattern)
     if len(found) != 1:
         raise UserError(f"expected one {file.pattern} in {file.archive}, found {len(found)}")
     return found[0]
+
+
+# --------------------------------------------------------------------------------- the archives
+
+
+def unpack(archive: Path, target: Path) -> None:
+    """Unpacks a `.tar.gz` as the new folder `target`, replacing one that is there.
+
+    The folder appears only when the whole archive has been read and its checksum was right.
+    Two processes must not unpack to one target at once; the caller holds a lock.
+
+    Raises:
+        UserError: the archive is damaged, or has a member that would reach outside the folder
+            (a path, a link) or is a device.
+    """
+    unfinished = target.with_name(f".{target.name}.unpacking")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        with gzip.open(archive) as stream:
+            with tarfile.open(fileobj=stream, mode="r|") as members:
+                members.extractall(unfinished, filter="data")
+            # tarfile stops at its own end mark; gzip compares checksums at the very end.
+            while stream.read(1 << 20):
+                pass
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(unfinished, target)
+    except tarfile.FilterError as error:
+        raise UserError(f"{archive} is not safe to unpack: {error}") from error
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{archive} is damaged or not a .tar.gz archive: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot unpack {archive} to {target}: {error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def files_like(folder: Path, pattern: str) -> list[Path]:
+    """All files at any depth whose names match, sorted, without hidden ones.
+
+    Hidden files are what some packers add beside each member (`._name`).
+    """
+    return sorted(
+        path for path in folder.rglob(pattern) if path.is_file() and not path.name.startswith(".")
+    )
 
 
 # -------------------------------------------------------------------------------- the transfer

@@ -1,11 +1,25 @@
-"""The trained miniature model that comes with the package, as two pairs of LoRAs on one base."""
+"""The trained miniature model that comes with the package, as two pairs of LoRAs on one base.
 
+`python -m ie_jax.weights.embedded FOLDER` puts a model that was trained anew in its place. Numbers
+are rounded to float16, as the published files have them; headers are kept. The denoiser before
+guidance distillation stays behind: nothing but that stage reads it.
+"""
+
+import argparse
 import hashlib
+import sys
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
 from ie_jax.errors import UserError
-from ie_jax.weights.parts import PARTS, PIPELINE
-from ie_jax.weights.sources import Files
+from ie_jax.files import appearing_whole, folder_appearing_whole
+from ie_jax.weights.folder import read_parts
+from ie_jax.weights.formats import read_metadata, read_tensors
+from ie_jax.weights.layout import PARTS, PIPELINE, copy_model_files
+from ie_jax.weights.published import Files
 
 WORLD = Path(__file__).parents[1] / "world"
 MODEL, SUMS = "model", "SHA256SUMS"
@@ -51,3 +65,56 @@ def check_sums() -> None:
     if wrong := sorted(set(listed.splitlines()) ^ set(found.splitlines())):
         name = wrong[0].partition("  ")[2]
         raise UserError(f"{WORLD / name} is damaged or missing: reinstall ie_jax")
+
+
+def to_float16(path: Path) -> None:
+    """Round the floating numbers of a `.safetensors` file, in place.
+
+    Raises:
+        UserError: a number is beyond float16's range.
+    """
+
+    def rounded(name: str, x: np.ndarray) -> np.ndarray:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        with np.errstate(over="ignore"):
+            half = x.astype(np.float16)
+        if not np.isfinite(half).all():
+            raise UserError(f"{path.name}: {name} holds numbers that float16 cannot")
+        return half
+
+    tensors = {name: rounded(name, x) for name, x in read_tensors(path).items()}
+    content = safetensors.numpy.save(tensors, read_metadata(path) or None)
+    with appearing_whole(path) as file:
+        file.write(content)
+
+
+def ship(folder: Path, world: Path = WORLD) -> None:
+    """Write `world/model` and `world/SHA256SUMS` from a trained model folder.
+
+    Raises:
+        UserError: the folder lacks a part, or a file is damaged or does not fit.
+    """
+    read_parts(folder, PARTS)
+    with folder_appearing_whole(world / MODEL) as new:
+        copy_model_files(folder, new)
+        (new / PARTS["denoiser"]).unlink()
+        for path in sorted(new.rglob("*.safetensors")):
+            to_float16(path)
+    with appearing_whole(world / SUMS) as file:
+        file.write(sums(world).encode())
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m ie_jax.weights.embedded", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a model folder with all its parts")
+    try:
+        ship(parser.parse_args().folder)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,27 +14,23 @@ from safetensors.numpy import load_file, save_file
 
 from ie_jax.errors import UserError
 from ie_jax.files import folder_appearing_whole
-from ie_jax.weights.convert import flatten
+from ie_jax.weights.convert import flatten, unflatten
 from ie_jax.weights.download import fetch, home, verify
 from ie_jax.weights.embedded import EMBEDDED, check_sums, embedded_files
-from ie_jax.weights.formats import read_json
-from ie_jax.weights.local import local_files
-from ie_jax.weights.lora_files import file_of, origin_of, read_fitting
-from ie_jax.weights.pipeline import (
+from ie_jax.weights.facts import Facts, facts_of, header
+from ie_jax.weights.folder import Pipeline, Weights, architecture, convert_files, read_configs
+from ie_jax.weights.formats import read_json, read_metadata
+from ie_jax.weights.layout import (
     CONFIGS,
     NETWORKS,
-    TOKENIZER_FILES,
-    Pipeline,
-    Weights,
-    architecture,
-    convert_files,
+    find_files,
     lacks_tokenizer,
     network_file,
-    read_configs,
-    unflatten_weights,
+    tokenizer_files,
 )
-from ie_jax.weights.random import random_pipeline
-from ie_jax.weights.sources import PUBLISHED, Files, timesteps, trained_grid
+from ie_jax.weights.lora_files import file_of, read_fitting
+from ie_jax.weights.published import PUBLISHED, Files
+from ie_jax.weights.untrained import random_pipeline
 
 RANDOM = "random"
 FORMAT = 1  # of the cache: raised when conversion changes what it writes
@@ -59,7 +55,7 @@ def load_pipeline(
 
     Args:
         model: `random`, a name in `EMBEDDED` or `PUBLISHED`, or a folder of upstream files (see
-            `local_files`).
+            `layout`).
         forward, backward: for any model, path of a LoRA to take in the place of its own, with a
             folder in it (`./lora.safetensors`); or file names of the LoRAs in a folder of upstream
             files, or an embedded model, that holds several.
@@ -69,24 +65,25 @@ def load_pipeline(
     Raises:
         UserError: unknown name, missing, damaged or unfitting files, or no place for the cache.
     """
-    names = {"forward": forward, "backward": backward}
-    own = {part: path for part, name in names.items() if (path := lora_file(name))}
-    names |= dict.fromkeys(own)
+    own = {part: path for part, name in pair(forward, backward) if (path := lora_file(name))}
+    names = {part: name for part, name in pair(forward, backward) if part not in own}
     try:
-        pipeline = load(model, names["forward"], names["backward"], offline, progress)
-        base = pipeline.weights.unet
-        loras = {part: read_fitting(path, base, model) for part, path in own.items()}
-        return replace(pipeline, weights=replace(pipeline.weights, **loras)) if own else pipeline
+        pipeline = load(model, names.get("forward"), names.get("backward"), offline, progress)
+        loras = {
+            part: read_fitting(path, pipeline.weights.unet, model) for part, path in own.items()
+        }
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(
             f"cannot use the cache folder {home()}: {error}: name another in IE_JAX_HOME"
         ) from error
+    facts = with_own_forward(pipeline.facts, own["forward"]) if "forward" in own else pipeline.facts
+    return replace(pipeline, weights=replace(pipeline.weights, **loras), facts=facts)
 
 
 def load(
     model: str, forward: str | None, backward: str | None, offline: bool, progress: bool
 ) -> Pipeline:
-    """`load_pipeline`, without a clear error where the cache folder cannot be used."""
+    """`load_pipeline` with the model's own files."""
     name = forward or backward
     if name and (model == RANDOM or model in PUBLISHED):
         raise UserError(
@@ -97,15 +94,69 @@ def load(
     if model in EMBEDDED:  # so small that converting it again is as quick as a cache
         check_sums()
         files = embedded_files(model, forward, backward)
-        return Pipeline(*convert_files(files), files.pipeline / "tokenizer")
+        return with_facts(Pipeline(*convert_files(files), files.pipeline / "tokenizer"), files)
     if model in PUBLISHED:
         source, folder = PUBLISHED[model], home() / "published"
         files = fetch(source, folder, offline=offline, progress=progress)
-        return converted(files, check=lambda: verify(folder, source))
+        pipeline = converted(files, check=lambda: verify(folder, source))
+        return replace(pipeline, facts=source.facts)
     if not Path(model).expanduser().is_dir():
         names = ", ".join([RANDOM, *EMBEDDED, *PUBLISHED])
         raise UserError(f"no model or folder named {model!r}: give one of {names}, or a folder")
-    return converted(local_files(Path(model), forward=forward, backward=backward))
+    files = find_files(Path(model), forward=forward, backward=backward)
+    return with_facts(converted(files), files)
+
+
+def with_facts(pipeline: Pipeline, files: Files) -> Pipeline:
+    """A pipeline with what its files tell."""
+    return replace(pipeline, facts=facts_of(files.forward, files.backward))
+
+
+def pair(forward: str | None, backward: str | None) -> list[tuple[str, str | None]]:
+    """The two LoRAs by their part of `Weights`."""
+    return [("forward", forward), ("backward", backward)]
+
+
+def with_own_forward(facts: Facts, path: Path) -> Facts:
+    """A model's facts where a forward LoRA of the user's own starts its inversion.
+
+    Raises:
+        UserError: it was trained for other boundaries.
+    """
+    path = file_of(path)
+    boundaries = header(path).get("boundaries")
+    if boundaries and boundaries != facts.boundaries:
+        model = read_metadata(path).get("model")
+        raise UserError(
+            f"{path}: was trained for boundaries {[int(t) for t in boundaries]}, not for this "
+            f"model's {list(facts.boundaries)}" + (f": take --model {model}" if model else "")
+        )
+    # Without a word of it, what this program trains starts at 0.
+    return replace(facts, start_timestep=facts_of(path, path).start_timestep)
+
+
+def facts_before_loading(
+    model: str, forward: str | None = None, backward: str | None = None
+) -> Facts:
+    """The facts that `load_pipeline` will give, from what is on this machine: nothing is
+    downloaded or converted.
+
+    Raises:
+        UserError: the model's files are missing or damaged, or a LoRA does not fit.
+    """
+    own = lora_file(forward)
+    forward, backward = (None if lora_file(x) else x for x in (forward, backward))
+    if model in EMBEDDED:
+        files = embedded_files(model, forward, backward)
+        facts = facts_of(files.forward, files.backward)
+    elif model in PUBLISHED:
+        facts = PUBLISHED[model].facts
+    elif model != RANDOM and Path(model).expanduser().is_dir():
+        files = find_files(Path(model), forward=forward, backward=backward)
+        facts = facts_of(files.forward, files.backward)
+    else:
+        facts = Facts()
+    return with_own_forward(facts, own) if own else facts
 
 
 def is_fetched(model: str) -> bool:
@@ -123,28 +174,7 @@ def lora_file(name: str | None) -> Path | None:
     return path if len(path.parts) > 1 and path.is_file() else None
 
 
-def grid(model: str, forward: str | None, backward: str | None) -> tuple[int, tuple[int, ...]]:
-    """Start timestep and boundaries that a model was trained for; nothing is downloaded."""
-    if own := lora_file(forward):
-        origin, boundaries = origin_of(own), grid(model, None, backward)[1]
-        if origin.boundaries and origin.boundaries != boundaries:
-            hint = f": take --model {origin.model}" if origin.model else ""
-            raise UserError(
-                f"{own}: was trained for boundaries {list(origin.boundaries)}, {model} has "
-                f"{list(boundaries)}{hint}"
-            )
-        # Without a word of it, what this program trains starts at 0.
-        start = origin.start_timestep
-        return next(iter(timesteps(own)), 0) if start is None else start, boundaries
-    if lora_file(backward):
-        return grid(model, forward, None)
-    if model in EMBEDDED:
-        return trained_grid(embedded_files(model, forward, backward))
-    if model in PUBLISHED:
-        return PUBLISHED[model].start_timestep, PUBLISHED[model].boundaries
-    if model != RANDOM and Path(model).expanduser().is_dir():
-        return trained_grid(local_files(Path(model), forward=forward, backward=backward))
-    return 0, (259, 519, 779, 999)
+# --- The cache ------------------------------------------------------------------------------------
 
 
 def cache_key(files: Files) -> str:
@@ -153,12 +183,6 @@ def cache_key(files: Files) -> str:
     configs = (files.pipeline / name for name in CONFIGS.values())
     networks = (network_file(files.pipeline, part) for part in NETWORKS)
     return fingerprint([*weights, *configs, *networks, *tokenizer_files(files.pipeline)])
-
-
-def tokenizer_files(pipeline: Path) -> list[Path]:
-    """Those that are there."""
-    paths = (pipeline / "tokenizer" / name for name in TOKENIZER_FILES)
-    return [path for path in paths if path.is_file()]
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
@@ -209,7 +233,7 @@ def converted(files: Files, check: Callable[[], object] = lambda: None) -> Pipel
 def read_cache(folder: Path) -> Pipeline:
     """A converted pipeline."""
     arch = architecture(read_json(folder / "configs.json"), str(folder))
-    weights = unflatten_weights(load_file(folder / "weights.safetensors"))
+    weights = Weights(**unflatten(load_file(folder / "weights.safetensors")))
     if lacks_tokenizer(folder / "tokenizer"):
         raise FileNotFoundError(folder / "tokenizer")
     return Pipeline(arch, weights, folder / "tokenizer")

@@ -9,18 +9,20 @@ nowhere. kohya then means the rank; in all other namings it is 8, as in the publ
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import safetensors.numpy
 
 from ie_jax.errors import UserError
+from ie_jax.files import appearing_whole
 from ie_jax.models.lora import ALPHA, lora_shapes
-from ie_jax.weights.convert import convert, flatten
+from ie_jax.weights.convert import as_upstream, convert, flatten
 from ie_jax.weights.formats import read_json, read_metadata, read_tensors
-from ie_jax.weights.names import KOHYA, LORA, peft
+from ie_jax.weights.names import KOHYA, LORA, kohya, peft
 
 Tree = Any
 Tensors = Mapping[str, np.ndarray]
@@ -32,7 +34,7 @@ NAMES = (
     ),
     re.compile(r"(?P<module>.+)\.(?P<part>alpha)"),
 )
-PARTS = {"A": "down", "B": "up"}
+FACTORS = {"A": "down", "B": "up"}
 PREFIX = re.compile(
     rf"(unet\.|base_model\.model\.|(model\.)?diffusion_model\.|module\.|_orig_mod\.|{KOHYA})*"
 )
@@ -92,33 +94,6 @@ TEXT_WIDTHS = {768: "SD1.x", 1024: "SD2.x", 2048: "SDXL"}
 """What a base model's text embeddings are as wide as."""
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What a file that this program trained says of its model."""
-
-    model: str | None = None
-    boundaries: tuple[int, ...] | None = None
-    start_timestep: int | None = None
-
-
-def origin_of(path: Path) -> Origin:
-    """The model of a LoRA, as far as its header tells; nothing for files of others.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    path = file_of(path)
-    if not path.is_file():
-        return Origin()
-    told = read_metadata(path)
-    try:
-        numbers = [int(x) for x in told.get("boundaries", "").split()]
-        start = int(told["start_timestep"]) if "start_timestep" in told else None
-    except ValueError:
-        return Origin(told.get("model"))
-    return Origin(told.get("model"), tuple(numbers) or None, start)
-
-
 def read_fitting(path: Path, base: Tree, model: str) -> Tree:
     """`read_lora` for a model of this name.
 
@@ -128,7 +103,7 @@ def read_fitting(path: Path, base: Tree, model: str) -> Tree:
     try:
         return read_lora(path, base)
     except UserError as error:
-        own = origin_of(path).model
+        own = read_metadata(file_of(path)).get("model")
         if own and own != model:
             raise UserError(f"{path}: belongs to another model: take --model {own}") from error
         widths = {
@@ -168,7 +143,7 @@ def modules_of(
         module = known.get(plain(match["module"])) if match else None
         if match is None or module is None:
             continue
-        part = PARTS.get(match["part"], match["part"])
+        part = FACTORS.get(match["part"], match["part"])
         adapters |= {match.groupdict().get("adapter") or ""} - {""}
         own = found.setdefault(module, Module(module, {}, []))
         if len(adapters) > 1:
@@ -310,3 +285,50 @@ def checked(config: dict[str, Any], what: str, where: str) -> dict[str, Any]:
     if not finite:
         raise UserError(f"{what} is not valid: alpha is no finite number")
     return config
+
+
+# --- Writing --------------------------------------------------------------------------------------
+
+Naming = Literal["peft", "kohya"]
+
+
+def factors(lora: Tree, name: Callable[[str, str], str]) -> dict[str, np.ndarray]:
+    """All factors, named by `name(module, "down" or "up")`."""
+    split = ((path.rpartition("/"), x) for path, x in flatten(lora).items())
+    return {name(module, factor): as_upstream(x) for (module, _, factor), x in split}
+
+
+def lora_tensors_peft(lora: Tree) -> dict[str, np.ndarray]:
+    """The names and layouts of the published LoRA files (method 1). Alpha, 8, is not in them. PEFT
+    reads them once `unet.` is taken from the names; diffusers wants the other naming."""
+    return factors(lora, peft)
+
+
+def lora_tensors_kohya(lora: Tree) -> dict[str, np.ndarray]:
+    """kohya's naming, which diffusers and most user interfaces read; alpha beside each module."""
+    tensors = factors(lora, kohya)
+    modules = {path.rpartition("/")[0] for path in flatten(lora)}
+    alpha = np.asarray(ALPHA, np.float32)
+    return tensors | {kohya(module, "alpha"): alpha for module in sorted(modules)}
+
+
+NAMINGS: dict[Naming, Callable[[Tree], dict[str, np.ndarray]]] = {
+    "peft": lora_tensors_peft,
+    "kohya": lora_tensors_kohya,
+}
+
+
+def write_lora(
+    path: Path, lora: Tree, naming: Naming = "peft", metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a LoRA tree as a `.safetensors` file, which appears whole or not at all.
+
+    Args:
+        lora: nested dicts of `down` and `up`, numpy or JAX arrays; they keep their number type.
+        naming: `peft` as the published files, `kohya` for other programs. `read_lora` takes both.
+        metadata: further texts for the header, which says the rank and alpha.
+    """
+    rank = next(x.shape[-1] for name, x in flatten(lora).items() if name.endswith("/down"))
+    header = {"format": "pt", "rank": str(rank), "alpha": str(ALPHA)} | dict(metadata or {})
+    with appearing_whole(path) as file:
+        file.write(safetensors.numpy.save(NAMINGS[naming](lora), header))

@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.dump import dumped, main
+from ie_jax.devices import make_mesh
 from ie_jax.errors import UserError
-from ie_jax.training.sharding import make_mesh
 
 
 def compile_and_dump(folder: Path) -> int:

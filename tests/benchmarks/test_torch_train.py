@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from benchmarks import train
+from ie_jax.devices import make_mesh
 from ie_jax.models.execution import Execution
-from ie_jax.training.config import OptimiserConfig, TrainConfig, optimiser_of
-from ie_jax.training.cycle import CycleConfig, cycle_stage, prepare, updates
-from ie_jax.training.recipes import frozen_of
-from ie_jax.training.sharding import make_mesh
+from ie_jax.training.config import OptimiserConfig, optimiser_of
 from ie_jax.training.stage import initial_state
+from ie_jax.training.stages import TrainConfig
+from ie_jax.training.stages.cycle import CycleConfig, cycle_stage, frozen_of, prepare
+from ie_jax.training.stages.cycle import losses as losses_of
 from ie_jax.training.step import make_step
 
 REASON = "the PyTorch counterpart needs it: pip install 'ie_jax[dev]'"
@@ -36,7 +37,7 @@ def both(config: TrainConfig) -> tuple[tuple[Any, ...], TorchTrainer, tuple[Any,
     """Frozen weights, LoRA, batch and networks of ours; the trainer, its batch and draws."""
     task = train.Task(config, SIZE, SEED)
     pipeline, perceptual = train.pipeline_of("random"), train.perceptual_of(config)
-    frozen = frozen_of(config, pipeline, perceptual)
+    frozen = frozen_of(config, config.cycle, pipeline, perceptual)
     networks = train.networks_of(config, pipeline.architecture)
     batch = train.batch_of(task, pipeline.architecture)
     draws = train.draws_of(task, pipeline.architecture, frozen)
@@ -53,7 +54,7 @@ def test_losses_are_ours() -> None:
     @jax.jit
     def losses(keys: jax.Array) -> dict[str, jax.Array]:
         example = prepare(CONFIG.cycle, networks, frozen, batch, keys)
-        (of_sum,) = updates(CONFIG.cycle, networks).values()
+        (of_sum,) = losses_of(CONFIG.cycle, networks).values()
         return of_sum(lora, frozen, example)[1]
 
     found = losses(jax.random.split(jax.random.key(SEED), CONFIG.batch_size))

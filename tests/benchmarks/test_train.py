@@ -10,14 +10,15 @@ import pytest
 
 from benchmarks import train, train_flops
 from benchmarks.train_flops import Plan
+from ie_jax.devices import make_mesh
 from ie_jax.errors import UserError
 from ie_jax.models.execution import Execution
 from ie_jax.models.lpips import lpips_shapes
-from ie_jax.training.config import TrainConfig, optimiser_of
-from ie_jax.training.cycle import CycleConfig, cycle_stage
-from ie_jax.training.recipes import NARROW, frozen_of
-from ie_jax.training.sharding import make_mesh
+from ie_jax.training.config import optimiser_of
+from ie_jax.training.recipe import NARROW
 from ie_jax.training.stage import initial_state
+from ie_jax.training.stages import TrainConfig
+from ie_jax.training.stages.cycle import CycleConfig, cycle_stage, frozen_of
 from ie_jax.training.step import make_step
 
 SIZE, RANK = 64, 4
@@ -60,7 +61,7 @@ def test_counts_what_the_step_computes(order: Any, lora: Any, remat: str) -> Non
     found = train_flops.operations(
         step,
         initial_state(stage, pipeline.weights.forward),
-        frozen_of(config, pipeline, train.perceptual_of(config)),
+        frozen_of(config, config.cycle, pipeline, train.perceptual_of(config)),
         train.batch_of(task, arch),
         jax.random.key(0),
     )

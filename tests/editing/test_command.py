@@ -16,12 +16,14 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from ie_jax import products
 from ie_jax.cli import run
 from ie_jax.config import EditConfig, build
 from ie_jax.editing import command as edit_command
 from ie_jax.editing.command import edit
+from ie_jax.weights.facts import Facts
 from ie_jax.weights.formats import read_tensors
-from ie_jax.weights.sources import FINE_TUNED
+from ie_jax.weights.published import FINE_TUNED
 from tests.weights.server import TEACHER
 
 ROOT = Path(__file__).parents[2]
@@ -152,12 +154,13 @@ def test_a_result_is_replaced_by_the_next_and_a_photo_if_asked(
 
 
 def test_a_toy_says_so_before_it_edits_a_photo(monkeypatch: pytest.MonkeyPatch) -> None:
-    (only,) = edit_command.advice("world", False)
+    world = Facts(data="world")
+    (only,) = edit_command.advice(world, False)
     assert "not photos" in only and "--model sd15" in only
     monkeypatch.setattr(edit_command, "is_fetched", lambda name: name == "icd-sd15")
-    assert "--model icd-sd15" in edit_command.advice("world", False)[1]
-    assert len(edit_command.advice("world", True)) == 1
-    assert edit_command.advice("sd15", False) == edit_command.advice("some/folder", True) == []
+    assert "--model icd-sd15" in edit_command.advice(world, False)[1]
+    assert len(edit_command.advice(world, True)) == 1
+    assert edit_command.advice(Facts(), False) == edit_command.advice(Facts(), True) == []
 
 
 def outside(*argv: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -312,15 +315,16 @@ def test_a_cache_folder_that_cannot_be_used(
 def test_a_record_that_cannot_be_written(
     photo: str, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk is full by then; the picture itself was written."""
+    """The disk is full by then: the picture of before stays."""
 
     def full(path: Path) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(edit_command, "appearing_whole", full)
+    monkeypatch.setattr(products, "appearing_whole", full)
     Path("edit.png").touch()
     message = refused("--image", photo, "--source", "a cat", "--reconstruct", "--overwrite")
     assert message == "edit.json: cannot be written: No space left on device"
+    assert Path("edit.png").stat().st_size == 0
 
 
 def without(name: str) -> Callable[[Path], object]:

@@ -16,7 +16,7 @@ from ie_jax.editing.program import Models, edit_images, invert_images
 from ie_jax.models.execution import Execution
 from ie_jax.models.lora import lora_shapes
 from ie_jax.models.shapes import draw, text_encoder_shapes, unet_shapes, vae_shapes
-from ie_jax.weights.pipeline import Weights
+from ie_jax.weights.folder import Weights
 from tests.tiny import SMALLEST_MODEL
 
 ARCHITECTURE = SMALLEST_MODEL

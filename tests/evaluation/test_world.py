@@ -18,19 +18,19 @@ from ie_jax.evaluation.__main__ import evaluation
 from ie_jax.evaluation.world import WorldConfig, all_edits, one_edit_each, trade_off_points
 from ie_jax.models.lora import lora_shapes
 from ie_jax.models.shapes import draw
-from ie_jax.weights.classifier import classifier_shapes, save_classifier
-from ie_jax.weights.export import write_lora
-from ie_jax.weights.parts import PARTS, PIPELINE, Part, read_blueprint, shapes, write_parts
-from ie_jax.weights.perceptual import random_lpips, save_lpips
-from ie_jax.weights.vocabulary import write_word_tokenizer
+from ie_jax.weights.folder import read_blueprint, shapes, write_parts
+from ie_jax.weights.judges import classifier_shapes, random_lpips, save_classifier, save_lpips
+from ie_jax.weights.layout import PARTS, PIPELINE, Part
+from ie_jax.weights.lora_files import write_lora
+from ie_jax.weights.untrained import write_word_tokenizer
 from tests.weights.models import write_plan
 
 SCENES = 4
 TINY: dict[str, dict[str, Any]] = {
     "unet": {
         "block_out_channels": [8, 16],
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        "down_block_types": ["DownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "UpBlock2D"],
         "cross_attention_dim": 16,
         "time_cond_proj_dim": 16,
     },
@@ -42,7 +42,7 @@ ABLATION = "ablation-l2-forward.safetensors"
 """Beside the model's own forward LoRAs."""
 SMALL = (
     *("--scenes", str(SCENES), "--seed", "1003", "--batch-size", "3", "--quiet"),
-    *("--ddim-steps", "2", "--sweep-scenes", "3", "--sweep-batch", "2"),
+    *("--ddim-steps", "2", "--sweep-scenes", "3", "--sweep-batch", "3"),
     *("--strengths", "0", "1", "--bounds", "0", "0.5"),
     *("--schedules", "[0, 1, 1, 1]", "[0, 3, 3, 3]"),
 )

@@ -6,7 +6,7 @@ import pytest
 
 from ie_jax.errors import UserError
 from ie_jax.models.architecture import text_config, unet_config, vae_config
-from ie_jax.weights.random import CONFIGS
+from ie_jax.weights.untrained import RANDOM_CONFIGS
 
 # SD1.5's published unet/config.json
 SD15 = {
@@ -91,7 +91,7 @@ def test_all_problems_at_once() -> None:
 )
 def test_unsupported_autoencoders_are_named(change: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError, match=named):
-        vae_config(CONFIGS["vae"] | change)
+        vae_config(RANDOM_CONFIGS["vae"] | change)
 
 
 @pytest.mark.parametrize(
@@ -104,8 +104,8 @@ def test_unsupported_autoencoders_are_named(change: dict[str, Any], named: str) 
 )
 def test_unsupported_text_encoders_are_named(change: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError, match=named):
-        text_config(CONFIGS["text_encoder"] | change)
+        text_config(RANDOM_CONFIGS["text_encoder"] | change)
 
 
 def test_published_autoencoder_has_no_scaling_factor() -> None:
-    assert vae_config(CONFIGS["vae"]).scaling_factor == 0.18215
+    assert vae_config(RANDOM_CONFIGS["vae"]).scaling_factor == 0.18215

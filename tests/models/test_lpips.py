@@ -11,7 +11,7 @@ import pytest
 
 from ie_jax.models.lpips import features, lpips, lpips_shapes, per_layer, unit
 from ie_jax.models.shapes import draw
-from ie_jax.weights.perceptual import from_upstream, random_lpips
+from ie_jax.weights.judges import from_upstream, random_lpips
 from tests.lpips_recipe import upstream_weights
 
 WIDTHS = (4, 6, 8, 10, 12)

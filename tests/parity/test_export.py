@@ -15,8 +15,7 @@ from ie_jax.models.lora import lora_shapes, merge, round_to_fp16
 from ie_jax.models.shapes import unet_shapes
 from ie_jax.models.unet import UNet
 from ie_jax.weights.convert import convert, flatten
-from ie_jax.weights.export import lora_tensors_kohya, lora_tensors_peft, write_lora
-from ie_jax.weights.lora_files import read_lora
+from ie_jax.weights.lora_files import lora_tensors_kohya, lora_tensors_peft, read_lora, write_lora
 from ie_jax.weights.names import UNET
 from tests.parity.oracle import (
     UNETS,

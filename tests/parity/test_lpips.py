@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ie_jax.models.lpips import DEPTHS, per_layer
-from ie_jax.weights.perceptual import from_upstream
+from ie_jax.weights.judges import from_upstream
 from tests.lpips_recipe import FEATURES, upstream_weights
 from tests.parity.oracle import nchw, nhwc, relative, torch
 

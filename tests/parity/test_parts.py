@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from ie_jax.weights.export import upstream
+from ie_jax.weights.convert import upstream
+from ie_jax.weights.folder import write_parts
 from ie_jax.weights.formats import read_tensors
+from ie_jax.weights.layout import PARTS, PIPELINE
 from ie_jax.weights.names import TEXT_ENCODER, UNET, VAE
-from ie_jax.weights.parts import PARTS, PIPELINE, write_parts
 from tests.parity.oracle import arrays, diffusers, torch, transformers
 from tests.weights.models import METADATA, small_parts, write_plan
 

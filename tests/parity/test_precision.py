@@ -14,11 +14,11 @@ from ie_jax.models.shapes import draw, text_encoder_shapes, unet_shapes, vae_sha
 from ie_jax.models.text_encoder import TextEncoder
 from ie_jax.models.unet import UNet
 from ie_jax.models.vae import VAE
-from ie_jax.weights.random import CONFIGS
+from ie_jax.weights.untrained import RANDOM_CONFIGS
 from tests.parity.oracle import normal, relative
 
-UNET, TEXT = unet_config(CONFIGS["unet"]), text_config(CONFIGS["text_encoder"])
-AUTOENCODER = vae_config(CONFIGS["vae"])
+UNET, TEXT = unet_config(RANDOM_CONFIGS["unet"]), text_config(RANDOM_CONFIGS["text_encoder"])
+AUTOENCODER = vae_config(RANDOM_CONFIGS["vae"])
 T, W = np.asarray([999, 259], np.int32), np.asarray([7, 0], np.float32)
 INPUTS: dict[str, tuple[Any, ...]] = {
     "unet": (normal(1, 2, 8, 8, 4), T, W, normal(2, 2, 7, UNET.cross_attention_dim)),

@@ -7,8 +7,8 @@ import pytest
 from benchmarks import random_weights
 from ie_jax.errors import UserError
 from ie_jax.models.tokenizer import Tokenizer
-from ie_jax.weights.local import local_files
-from ie_jax.weights.pipeline import convert_files
+from ie_jax.weights.folder import convert_files
+from ie_jax.weights.layout import find_files
 from tests.parity.oracle import torch
 
 RANK = 2
@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_they_are_converted_like_published_files(folder: Path) -> None:
-    architecture, weights = convert_files(local_files(folder))
+    architecture, weights = convert_files(find_files(folder))
     assert architecture.unet.time_cond_proj_dim == 512
     loras = jax.tree.leaves(weights.forward), jax.tree.leaves(weights.backward)
     for forward, backward in zip(*loras, strict=True):
@@ -31,7 +31,7 @@ def test_they_are_converted_like_published_files(folder: Path) -> None:
 
 
 def test_the_tokenizer_knows_every_text(folder: Path) -> None:
-    pipeline = local_files(folder).pipeline
+    pipeline = find_files(folder).pipeline
     ids = Tokenizer(pipeline / "tokenizer")(["a cat", "Ünïcode 猫 \N{CAT FACE}"])
     end = random_weights.SIZES["tiny"].text["vocab_size"] - 1
     assert ids[0, :6].tolist() == [end - 1, *ids[0, 1:5], end]

@@ -1,4 +1,4 @@
-"""Linear regression as a stage: trains in milliseconds. As a program, one run of the loop."""
+"""Linear regression as a stage: trains in milliseconds. `main` is one run of the loop."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ie_jax.cli import run
+from ie_jax.devices import make_mesh
 from ie_jax.training.loop import HeldOut, Plan, train
-from ie_jax.training.sharding import make_mesh
 from ie_jax.training.stage import Stage, State, initial_state
 
 ITEMS = 8
@@ -92,18 +93,19 @@ def fit(folder: Path, steps: int = 10, batches: Any = None, **options: Any) -> S
     return train(STAGE, start(), TRUE, make_mesh(), loader, **every)
 
 
-if __name__ == "__main__":
-    from ie_jax.cli import run
+def one(argv: Sequence[str]) -> None:
+    """FOLDER STEPS LOG_EVERY [COORDINATOR PROCESSES PROCESS]"""
+    folder, steps, log_every, *others = argv
+    if others:
+        jax.distributed.initialize(others[0], int(others[1]), int(others[2]))
+    state = fit(Path(folder), int(steps), log_every=int(log_every), say=say)
+    print(state.params["w"].tolist())
 
-    def one(argv: Sequence[str]) -> None:
-        """FOLDER STEPS LOG_EVERY [COORDINATOR PROCESSES PROCESS]"""
-        folder, steps, log_every, *others = argv
-        if others:
-            jax.distributed.initialize(others[0], int(others[1]), int(others[2]))
-        state = fit(Path(folder), int(steps), log_every=int(log_every), say=say)
-        print(state.params["w"].tolist())
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
-    run(one, sys.argv[1:])
+
+def main(argv: Sequence[str]) -> None:
+    """The program."""
+    run(one, argv)

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from ie_jax.data.world import ATTRIBUTES, WORDS
 from ie_jax.errors import UserError
 from ie_jax.models.classifier import classify
 from ie_jax.training.command import fine_tune
-from ie_jax.weights.classifier import VALUES, load_classifier
+from ie_jax.weights.facts import Facts
+from ie_jax.weights.folder import read_blueprint, read_parts
 from ie_jax.weights.formats import read_metadata
-from ie_jax.weights.load import grid, load_pipeline
-from ie_jax.weights.parts import PARTS, PIPELINE, read_blueprint, read_parts
-from ie_jax.weights.vocabulary import write_word_tokenizer
+from ie_jax.weights.judges import VALUES, load_classifier
+from ie_jax.weights.layout import PARTS, PIPELINE
+from ie_jax.weights.load import facts_before_loading, load_pipeline
+from ie_jax.weights.untrained import write_word_tokenizer
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "configs" / "world"
@@ -26,8 +29,8 @@ BLUEPRINT = CONFIGS / "blueprint"
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {
         "block_out_channels": [16],
-        "down_block_types": ["CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D"],
+        "down_block_types": ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"],
         "norm_num_groups": 8,
         "cross_attention_dim": 16,
         "time_cond_proj_dim": 16,
@@ -40,6 +43,8 @@ EACH = (
     *("--log-every", "1", "--data.validation", "2", "--data.world-scenes", "64", "--quiet"),
     *("--optimiser.warmup-steps", "0", "--optimiser.decay-steps", "9"),
 )
+L2 = ("--cycle.distance", "l2")
+"""LPIPS is in the tests of the command."""
 UNSEEN = ("--data.validation", "0")
 """Validation is a program of its own, which two stages are enough to test."""
 SHORT: dict[str, tuple[str, ...]] = {
@@ -47,7 +52,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "classifier": ("--classifier.widths", "8", "8", "--classifier.depths", "1", "1"),
     "guidance": UNSEEN,
     "consistency": (*UNSEEN, "--consistency.rank", "2"),
-    "cycle": (*UNSEEN, "--cycle.order", "sum", "--cycle.preservation-weight", "0"),
+    "cycle": (*UNSEEN, "--cycle.order", "sum", "--cycle.preservation-weight", "0", *L2),
 }
 
 
@@ -98,8 +103,10 @@ def test_the_last_folder_is_a_model_like_the_published(chain: dict[str, Path]) -
     folder = str(chain["cycle"])
     pipeline = load_pipeline(folder)
     assert pipeline.architecture.unet.time_cond_proj_dim == 16
-    assert grid(folder, None, None) == (0, (259, 519, 779, 999))
-    assert grid(str(chain["consistency"]), None, None)[0] == 19
+    assert pipeline.facts == Facts(0, (259, 519, 779, 999), (0.0, 1.0, 1.0, 1.0), "world")
+    assert facts_before_loading(str(chain["consistency"])) == replace(
+        pipeline.facts, start_timestep=19
+    )
     same = load_file(chain["consistency"] / PARTS["backward"])
     assert all((load_file(chain["cycle"] / PARTS["backward"])[k] == same[k]).all() for k in same)
     old = load_file(chain["consistency"] / PARTS["forward"])

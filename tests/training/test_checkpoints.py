@@ -2,9 +2,8 @@
 
 import asyncio
 import json
-import os
+import secrets
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +17,9 @@ import tensorstore as ts
 from ie_jax.errors import UserError
 from ie_jax.training.checkpoints import Checkpoints
 from ie_jax.training.stage import State
-from tests.conftest import ROOT
+from tests.forks import Fork
+from tests.training import regression
 from tests.training.regression import start
-
-PROGRAM = [sys.executable, "-m", "tests.training.regression"]
 
 
 def opened(folder: Path) -> tuple[Checkpoints, list[str]]:
@@ -164,22 +162,16 @@ def program(
     folder: Path, steps: int, devices: int = 1, limit: int | None = None, log_every: int = 1
 ) -> str:
     """A run of the loop in a process of its own; its last line, or its errors."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    limited = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "run"] if limit else []
-    done = subprocess.run(
-        [*limited, *PROGRAM, str(folder), str(steps), str(log_every)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags},
-        timeout=120,
-    )
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    output = folder.with_name(f"{folder.name}-{secrets.token_hex(4)}.txt")
+    fork = Fork(regression.main, [folder, steps, log_every], output, flags, limit)
+    status, out, errors = fork.wait()
     if limit:
-        assert done.returncode == 2, done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip().splitlines()[-1]
+        assert status == 2, errors
+        assert "Traceback" not in errors
+        return errors.strip().splitlines()[-1]
+    assert status == 0, errors
+    return out.strip().splitlines()[-1]
 
 
 @pytest.mark.long("four processes start")
@@ -198,12 +190,12 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     tmp_path: Path, log_every: int, what: str
 ) -> None:
     """Files of at most 1024 bytes: enough for the journal's only if it says little."""
-    program(tmp_path, 4)
-    line = program(tmp_path, 12, limit=1, log_every=log_every)
+    program(tmp_path / "run", 4)
+    line = program(tmp_path / "run", 12, limit=1024, log_every=log_every)
     assert line.startswith(f"error: {what}")
     if log_every == 100:
         assert line.endswith("the last good one is of step 4: see to the disk and use --resume")
-    assert program(tmp_path, 12) == program(tmp_path / "whole", 12)
+    assert program(tmp_path / "run", 12) == program(tmp_path / "whole", 12)
 
 
 def test_tensors_that_fail_late_are_not_told_of(

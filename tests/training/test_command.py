@@ -17,10 +17,10 @@ from ie_jax.data.command import cache
 from ie_jax.errors import UserError
 from ie_jax.training import command
 from ie_jax.training.command import fine_tune, plain, require_same
-from ie_jax.training.config import TrainConfig
+from ie_jax.training.stages import TrainConfig
 from ie_jax.weights.convert import flatten
 from ie_jax.weights.load import load_pipeline
-from ie_jax.weights.random import CONFIGS
+from ie_jax.weights.untrained import RANDOM_CONFIGS
 from tests.conftest import ROOT
 from tests.tiny import SMALLEST
 from tests.training.test_loop import lines, same_tensors
@@ -34,7 +34,7 @@ def smallest() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         for part, changes in SMALLEST.items():
-            patch.setitem(CONFIGS, part, CONFIGS[part] | changes)
+            patch.setitem(RANDOM_CONFIGS, part, RANDOM_CONFIGS[part] | changes)
         yield
 
 
@@ -68,14 +68,18 @@ def encode_debug_images(folder: Path, *options: str) -> None:
     ])  # fmt: skip
 
 
-@pytest.mark.long("the step on latents is a program of its own")
-def test_training_on_cached_latents_is_training_on_the_pictures(
-    whole: Path, tmp_path: Path
-) -> None:
+DISTILLATION = ("--cycle.cycle-weight", "0", "--cycle.preservation-weight", "0")
+"""The loss that is compiled the soonest."""
+
+
+@pytest.mark.long("steps on pictures and on latents are two programs")
+def test_training_on_cached_latents_is_training_on_the_pictures(tmp_path: Path) -> None:
     latents = tmp_path / "latents"
     encode_debug_images(latents, "--pixels")
-    tiny(tmp_path / "run", "--data.source", "latents", "--data.path", str(latents))
-    ours, expected = lines(tmp_path / "run"), lines(whole)
+    tiny(tmp_path / "pictures", *DISTILLATION)
+    source = ("--data.source", "latents", "--data.path", str(latents))
+    tiny(tmp_path / "latents run", *DISTILLATION, *source)
+    ours, expected = lines(tmp_path / "latents run"), lines(tmp_path / "pictures")
     assert [row.keys() for row in ours] == [row.keys() for row in expected]
     for row, other in zip(ours, expected, strict=True):
         np.testing.assert_allclose(list(row.values()), list(other.values()), rtol=1e-3)

@@ -171,7 +171,7 @@ def test_nan_stops_the_run_and_leaves_the_state(tmp_path: Path) -> None:
         "settings": {"a": 1},
     }
     kept = fit(tmp_path / "bad", 4)  # nothing left to do
-    assert same(kept.replace(step=good.step, average=good.average), good)  # type: ignore[attr-defined]
+    assert same(kept.replace(step=good.step, ema=good.ema), good)  # type: ignore[attr-defined]
 
 
 def test_nan_in_the_middle_is_seen_one_step_later(tmp_path: Path) -> None:

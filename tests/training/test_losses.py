@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ie_jax.diffusion.consistency import add_noise, consistency_step
 from ie_jax.diffusion.schedule import BOUNDARIES, cumulative_alphas
-from ie_jax.diffusion.trajectory import Chain, walk_all
+from ie_jax.diffusion.trajectory import walk_all
 from ie_jax.training import losses
 
 ABAR = jnp.asarray(cumulative_alphas())
@@ -99,20 +99,22 @@ def test_the_grid_meets_every_boundary() -> None:
         assert s == min(x for x in BOUNDARIES if x >= b)
 
 
-def walked(eps: Any, lead: Chain) -> Any:
-    return walk_all(eps, ABAR, {"lead": lead})["lead"]
+def walked(eps: Any, term: losses.Term) -> Any:
+    """The latents after each step of a lead."""
+    assert term.lead
+    return walk_all(eps, ABAR, {"lead": term.lead})["lead"]
 
 
 def test_an_exact_teacher_carries_a_latent_along_its_own_noise() -> None:
     z, noise = latents(), latents()
     t, s = jnp.array([19, 500, 979]), jnp.array([39, 520, 999])
-    lead = losses.distillation_lead(losses.FORWARD, ABAR, z, noise, (t, s, s))
-    end = walked(lambda *_: noise, lead)[0]
+    term = losses.distillation(losses.FORWARD, ABAR, z, noise, (t, s, s))
+    end = walked(lambda *_: noise, term)[0]
     np.testing.assert_allclose(end, add_noise(ABAR, z, noise, s), atol=2e-4)
     # Unlike a consistency step's, a teacher's step to 0 keeps the noise of timestep 0.
     zero = jnp.zeros(3, jnp.int32)
-    lead = losses.distillation_lead(losses.BACKWARD, ABAR, z, noise, (t, zero, zero))
-    to_zero = walked(lambda *_: noise, lead)[0]
+    term = losses.distillation(losses.BACKWARD, ABAR, z, noise, (t, zero, zero))
+    to_zero = walked(lambda *_: noise, term)[0]
     np.testing.assert_allclose(to_zero, add_noise(ABAR, z, noise, zero), atol=2e-4)
 
 
@@ -125,8 +127,8 @@ def test_where_the_teacher_arrives_at_the_boundary_its_result_is_the_target() ->
         own = 0.5 * z + w[:, None, None, None]
         return jnp.where(model == losses.TEACHER, eps, own)
 
-    lead = losses.distillation_lead(losses.FORWARD, ABAR, z, noise, (t, after, boundary), w)
-    aim = losses.distillation_aim(losses.FORWARD, lead, walked(teacher_and_student, lead))
+    term = losses.distillation(losses.FORWARD, ABAR, z, noise, (t, after, boundary), w)
+    aim = term.aim(walked(teacher_and_student, term))
     start = add_noise(ABAR, z, noise, t)
     arrived = consistency_step(ABAR, start, eps, t, after)
     own = 0.5 * arrived + w[:, None, None, None]
@@ -142,12 +144,12 @@ def test_where_the_teacher_arrives_at_the_boundary_its_result_is_the_target() ->
 def test_preservation_starts_where_the_opposite_step_ends() -> None:
     z, noise, eps = latents(), latents(), latents()
     t, s = jnp.array([259, 519, 999]), jnp.array([19, 259, 779])
-    lead = losses.preservation_lead(losses.BACKWARD, ABAR, z, noise, t, s)
+    term = losses.preservation(losses.FORWARD, losses.BACKWARD, ABAR, z, noise, t, s)
 
     def backward(model: Any, z: Any, t: Any, w: Any) -> Any:
         return jnp.where(model == losses.BACKWARD, eps, jnp.nan) + w[:, None, None, None]
 
-    aim = losses.preservation_aim(losses.FORWARD, lead, walked(backward, lead))
+    aim = term.aim(walked(backward, term))
     begun = add_noise(ABAR, z, noise, t)
     np.testing.assert_allclose(aim.chain.start, consistency_step(ABAR, begun, eps, t, s), rtol=1e-6)
     np.testing.assert_allclose(aim.target, begun, rtol=1e-6)

@@ -1,19 +1,18 @@
 """Two processes train as one does."""
 
 import json
+import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.conftest import ROOT
-from tests.training.test_checkpoints import PROGRAM, program
+from tests.forks import Fork
+from tests.training import lives, regression
+from tests.training.test_checkpoints import program
 from tests.training.test_kill import SETTINGS
 from tests.training.test_loop import lines
 
@@ -25,30 +24,32 @@ def free_address() -> str:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def start(command: Sequence[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    )
-
-
-def pair(folder: Path, steps: int) -> list[subprocess.Popen[str]]:
+def pair(folder: Path, steps: int) -> list[Fork]:
     """Two processes that talk over gloo, with one device each."""
     address = free_address()
-    return [start([*PROGRAM, str(folder), str(steps), "1", address, "2", str(i)]) for i in range(2)]
+    return [
+        Fork(
+            regression.main,
+            [folder, steps, 1, address, 2, number],
+            folder.with_name(f"{folder.name}-{number}.txt"),
+        )
+        for number in range(2)
+    ]
 
 
-def train(folder: Path, *options: str) -> subprocess.Popen[str]:
+def train(folder: Path, *options: str) -> Fork:
     """The command, with the smallest real model."""
-    command = [sys.executable, "-m", "tests.training.lives", *SETTINGS, "--steps", "4"]
-    return start([*command, "--output", str(folder), "--save-every", "2", "--quiet", *options])
+    argv = [*SETTINGS, "--steps", "4", "--save-every", "2", "--quiet", *options]
+    number = len(list(folder.parent.iterdir()))
+    return Fork(lives.main, [*argv, "--output", folder], folder.with_name(f"train-{number}.txt"))
 
 
 @pytest.mark.long("six processes start, two at a time")
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     whole = np.array(json.loads(program(tmp_path / "whole", 8)))
-    for process in pair(tmp_path / "parts", 5):
-        out, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    for fork in pair(tmp_path / "parts", 5):
+        status, out, errors = fork.wait()
+        assert status == 0, errors
     after_five = json.loads(out.strip().splitlines()[-1])
     first = json.loads(program(tmp_path / "five", 5))
     np.testing.assert_allclose(np.array(after_five), np.array(first), rtol=1e-5)
@@ -63,19 +64,19 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
 
 @pytest.mark.long("two processes start and wait for each other")
 def test_sigterm_to_one_of_two_stops_both_after_the_same_step(tmp_path: Path) -> None:
-    processes = pair(tmp_path, 100_000)
+    forks = pair(tmp_path / "run", 100_000)
     try:
-        while not (tmp_path / "checkpoints" / "9").is_dir():
-            assert processes[0].poll() is None, processes[0].communicate()[1]
-        processes[1].send_signal(signal.SIGTERM)
-        ends = [process.communicate(timeout=120) for process in processes]
+        while not (tmp_path / "run" / "checkpoints" / "9").is_dir():
+            assert forks[0].poll() is None, forks[0].wait()
+        os.kill(forks[1].pid, signal.SIGTERM)
+        ends = [fork.wait() for fork in forks]
     finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], ends
-    weights = [out.splitlines()[-1] for out, _ in ends]
+        for fork in forks:
+            fork.process.kill()
+    assert [status for status, _, _ in ends] == [0, 0], ends
+    weights = [out.splitlines()[-1] for _, out, _ in ends]
     assert weights[0] == weights[1]
-    assert "stopped by SIGTERM after step" in ends[0][1]
+    assert "stopped by SIGTERM after step" in ends[0][2]
 
 
 @pytest.mark.slow
@@ -84,9 +85,9 @@ def test_two_processes_fine_tune_the_real_model_as_one_does(tmp_path: Path) -> N
     group = ("--coordinator", free_address(), "--processes", "2")
     alone = [train(tmp_path / "one")]
     both = [train(tmp_path / "two", *group, "--process-id", str(i)) for i in range(2)]
-    for process in alone + both:
-        _, errors = process.communicate(timeout=400)
-        assert process.returncode == 0, errors
+    for fork in alone + both:
+        status, _, errors = fork.wait(400)
+        assert status == 0, errors
     ours, theirs = lines(tmp_path / "two"), lines(tmp_path / "one")
     assert [row.keys() for row in ours] == [row.keys() for row in theirs]
     for row, other in zip(ours, theirs, strict=True):

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from ie_jax.training.sharding import make_mesh, replicated
+from ie_jax.devices import make_mesh, replicated
 from ie_jax.training.stage import State, initial_state
 from ie_jax.training.step import make_step
 from tests.training import toy
@@ -64,17 +64,17 @@ def test_an_update_that_is_not_finite_is_not_made_and_is_seen() -> None:
     broken["x"][3, 1] = np.nan
     after, metrics = step(good, toy.FROZEN, broken, KEY)
     assert np.isnan(metrics["fit/loss"]) and np.isnan(metrics["shrink/gradient_norm"])
-    kept = (after.params, after.optimiser), (good.params, good.optimiser)
+    kept = (after.params, after.opt_state), (good.params, good.opt_state)
     jax.tree.map(np.testing.assert_array_equal, *kept)
-    assert after.average and np.isfinite(after.average["w"]).all()
+    assert after.ema and np.isfinite(after.ema["w"]).all()
 
 
 def test_the_average_follows_the_parameters() -> None:
     (first, _), (second, _) = (run(batches=n, ema=0.9) for n in (1, 2))
-    assert first.average and second.average
-    np.testing.assert_allclose(first.average["w"], 0.1 * first.params["w"], rtol=1e-6)
-    expected = 0.9 * first.average["w"] + 0.1 * second.params["w"]
-    np.testing.assert_allclose(second.average["w"], expected, rtol=1e-5)
+    assert first.ema and second.ema
+    np.testing.assert_allclose(first.ema["w"], 0.1 * first.params["w"], rtol=1e-6)
+    expected = 0.9 * first.ema["w"] + 0.1 * second.params["w"]
+    np.testing.assert_allclose(second.ema["w"], expected, rtol=1e-5)
 
 
 def test_a_change_of_values_does_not_compile_again() -> None:

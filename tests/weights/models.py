@@ -9,29 +9,27 @@ import jax
 import numpy as np
 
 from ie_jax.models.lora import lora_shapes
-from ie_jax.weights.parts import PIPELINE, Part, shapes
-from ie_jax.weights.pipeline import CONFIGS as FILES
-from ie_jax.weights.pipeline import architecture
-from ie_jax.weights.random import CONFIGS
-from ie_jax.weights.vocabulary import write_byte_tokenizer
+from ie_jax.weights.folder import architecture, shapes
+from ie_jax.weights.layout import CONFIGS, PIPELINE, Part
+from ie_jax.weights.untrained import RANDOM_CONFIGS, write_byte_tokenizer
 
 METADATA = {"trained_on": "made-up pictures", "steps": "3"}
 
 
 def write_plan(folder: Path) -> Path:
     """A model folder without weights: configs and tokenizer."""
-    for name, file in FILES.items():
+    for name, file in CONFIGS.items():
         path = folder / PIPELINE / file
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(CONFIGS[name]), encoding="utf-8")
+        path.write_text(json.dumps(RANDOM_CONFIGS[name]), encoding="utf-8")
     write_byte_tokenizer(folder / PIPELINE / "tokenizer")
     return folder
 
 
 @cache
 def small_parts() -> dict[Part, Any]:
-    """All parts of `CONFIGS`, normal random values everywhere."""
-    arch = architecture(CONFIGS, "")
+    """All parts of the random model, normal random values everywhere."""
+    arch = architecture(RANDOM_CONFIGS, "")
     rng = np.random.default_rng(0)
 
     def filled(tree: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from ie_jax.weights.sources import FINE_TUNED, HUB_CYCLE, HUB_SD15, PIPELINE_FILES
+from ie_jax.weights.published import FINE_TUNED, HUB_CYCLE, HUB_SD15, PIPELINE_FILES
 
 TEACHER = "sd15_cfg_distill.pt"
 REVERSE = "iCD-SD15-reverse_259_519_779_999.safetensors"

@@ -13,7 +13,7 @@ from ie_jax.errors import UserError
 from ie_jax.weights import download
 from ie_jax.weights.download import fetch, home, verify
 from ie_jax.weights.formats import read_tensors
-from ie_jax.weights.sources import HUB_CYCLE, HUB_SD15, PUBLISHED
+from ie_jax.weights.published import HUB_CYCLE, HUB_SD15, PUBLISHED
 from tests.weights.server import (
     ARCHIVE_PATH,
     Server,
@@ -84,7 +84,7 @@ def test_fetches_all_files_of_every_source(server: Server, folder: Path) -> None
         assert files.teacher.read_bytes() == (checkpoints / "sd15_cfg_distill.pt").read_bytes()
         assert files.forward.read_bytes() == server.files[LORA_PATH].read_bytes()
         assert files.backward.read_bytes() == reverse
-        assert "_".join(map(str, source.boundaries)) in files.backward.name
+        assert "_".join(map(str, source.facts.boundaries)) in files.backward.name
         for file in source.pipeline:
             expected = checkpoints / "stable-diffusion-v1-5" / file.name
             assert (files.pipeline / file.name).read_bytes() == expected.read_bytes()
@@ -281,9 +281,9 @@ def test_offline(
 
 def test_two_processes_fetch_each_file_once(server: Server, folder: Path) -> None:
     code = (
-        "import sys, pathlib; from ie_jax.weights import download, sources;"
+        "import sys, pathlib; from ie_jax.weights import download, published;"
         "print('ready', flush=True); sys.stdin.readline();"
-        "download.fetch(sources.PUBLISHED['sd15'], pathlib.Path(sys.argv[1]), progress=False)"
+        "download.fetch(published.PUBLISHED['sd15'], pathlib.Path(sys.argv[1]), progress=False)"
     )
     processes = [
         subprocess.Popen(

@@ -11,10 +11,11 @@ import pytest
 
 from ie_jax.errors import UserError
 from ie_jax.weights import embedded
+from ie_jax.weights.embedded import ship
+from ie_jax.weights.folder import write_parts
 from ie_jax.weights.formats import read_metadata, read_tensors
-from ie_jax.weights.load import grid, load_pipeline
-from ie_jax.weights.parts import PARTS, Part, write_parts
-from ie_jax.weights.ship import ship
+from ie_jax.weights.layout import PARTS, Part
+from ie_jax.weights.load import facts_before_loading, load_pipeline
 from tests.weights.models import METADATA, small_parts, write_plan
 
 OTHERS = ("perceptual.safetensors", "other_forward_9_519.safetensors")
@@ -64,9 +65,13 @@ def test_both_models_are_loaded_without_a_cache(
 def test_the_grids() -> None:
     """Known from names, whether or not the files are there."""
     boundaries = (259, 519, 779, 999)
-    assert grid("world", None, None) == (0, boundaries)
-    assert grid("world-icd", None, None) == (19, boundaries)
-    assert grid("world", OTHERS[1], None) == (9, boundaries)
+    for model, forward, start in (
+        ("world", None, 0),
+        ("world-icd", None, 19),
+        ("world", OTHERS[1], 9),
+    ):
+        facts = facts_before_loading(model, forward)
+        assert (facts.start_timestep, facts.boundaries) == (start, boundaries)
 
 
 def test_another_lora_by_its_name(world: Path) -> None:
@@ -123,7 +128,7 @@ def test_numbers_beyond_float16_are_not_shipped(trained: Path, tmp_path: Path) -
 
 
 def test_the_command_tells_bad_input_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ie_jax.weights.ship", str(tmp_path)]
+    command = [sys.executable, "-m", "ie_jax.weights.embedded", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith("error: cannot read ") and result.stderr.count("\n") == 1

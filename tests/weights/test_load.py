@@ -19,11 +19,13 @@ from safetensors.numpy import load_file, save_file
 from ie_jax.config import EditConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.errors import UserError
-from ie_jax.weights import download, load, lora_files, pipeline
-from ie_jax.weights.export import write_lora
-from ie_jax.weights.load import KEPT, forget_oldest, grid, load_pipeline
-from ie_jax.weights.pipeline import Pipeline
-from ie_jax.weights.sources import FINE_TUNED, HUB_CYCLE, PIPELINE_FILES
+from ie_jax.weights import download, load, lora_files
+from ie_jax.weights import folder as model_folder
+from ie_jax.weights.facts import Facts
+from ie_jax.weights.folder import Pipeline
+from ie_jax.weights.load import KEPT, facts_before_loading, forget_oldest, load_pipeline
+from ie_jax.weights.lora_files import write_lora
+from ie_jax.weights.published import FINE_TUNED, HUB_CYCLE, PIPELINE_FILES
 from tests.weights.server import ARCHIVE_PATH, REVERSE, TEACHER, Server, publish
 
 
@@ -32,7 +34,7 @@ def shapes_known() -> Iterator[None]:
     """The weight tree of each network is worked out once for all tests."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("unet_shapes", "vae_shapes", "text_encoder_shapes"):
-            patch.setattr(pipeline, name, cache(getattr(pipeline, name)))
+            patch.setattr(model_folder, name, cache(getattr(model_folder, name)))
         yield
 
 
@@ -59,8 +61,8 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         paths.append(path)
         return original(path)
 
-    original = pipeline.read_tensors
-    for module in (pipeline, lora_files):
+    original = model_folder.read_tensors
+    for module in (model_folder, lora_files):
         monkeypatch.setattr(module, "read_tensors", read)
     return paths
 
@@ -116,11 +118,11 @@ def test_a_changed_source_is_converted_again(folder: Path, home: Path) -> None:
 @pytest.mark.parametrize("name", [TEACHER, REVERSE, *PIPELINE_FILES])
 def test_every_source_file_counts(folder: Path, name: str) -> None:
     """Even if its size stays: its time tells."""
-    key = load.cache_key(load.local_files(folder))
+    key = load.cache_key(load.find_files(folder))
     path = folder / name if (folder / name).exists() else folder / "stable-diffusion-v1-5" / name
     times = path.stat()
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
-    assert load.cache_key(load.local_files(folder)) != key
+    assert load.cache_key(load.find_files(folder)) != key
 
 
 @pytest.mark.parametrize(
@@ -257,8 +259,8 @@ def test_a_lora_of_ones_own_takes_the_place_of_any_models(home: Path, tmp_path: 
     pipeline = load_pipeline("random", forward=str(own))
     swapped = replace(plain.weights, forward=plain.weights.backward)
     assert same(pipeline, replace(plain, weights=swapped))
-    assert grid("icd-sd15", str(own), None) == (0, (259, 519, 779, 999))
-    assert grid("icd-sd15", str(published), str(own)) == (19, (259, 519, 779, 999))
+    assert facts_before_loading("icd-sd15", str(own)) == Facts()
+    assert facts_before_loading("icd-sd15", str(published), str(own)) == Facts(19)
 
 
 def test_the_random_model_is_the_same_every_time(home: Path) -> None:

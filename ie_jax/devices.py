@@ -1,0 +1,142 @@
+"""Devices as a mesh of two axes, how trees lie on it, and programs over it. No other file knows.
+
+`data`: devices on it hold the same weights and different images. `fsdp`: each large leaf of weights
+and optimiser state is cut into as many pieces, which the compiler collects where a layer needs
+them; the images are split over it too.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ie_jax.errors import UserError
+
+DATA, FSDP = "data", "fsdp"
+BATCH: Any = P((DATA, FSDP))
+"""Items, along the first axis of an array."""
+LATER: Any = P(None, (DATA, FSDP))
+"""Items along the second axis."""
+WHOLE: Any = P()
+"""The whole array on every device."""
+SMALLEST = 2**16
+"""Numbers in a leaf from which it is worth cutting."""
+
+
+def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """All devices, `fsdp` of them in a row sharing one copy of the frozen weights.
+
+    Raises:
+        UserError: the number of devices does not divide by fsdp.
+    """
+    devices = jax.devices() if devices is None else devices
+    if fsdp < 1 or len(devices) % fsdp:
+        raise UserError(f"mesh.fsdp {fsdp} must divide the number of devices, {len(devices)}")
+    grid = np.asarray(devices).reshape(-1, fsdp)
+    return Mesh(grid, (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, WHOLE)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Items over all devices."""
+    return NamedSharding(mesh, BATCH)
+
+
+def cut(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+    """A leaf of weights: its largest axis that divides is cut into fsdp pieces."""
+    pieces = mesh.shape[FSDP]
+    sizes = [size if size % pieces == 0 else 0 for size in shape]
+    if pieces == 1 or math.prod(shape) < SMALLEST or not any(sizes):
+        return replicated(mesh)
+    axis = int(np.argmax(sizes))
+    return NamedSharding(mesh, P(*(FSDP if i == axis else None for i in range(len(shape)))))
+
+
+def weight_shardings(mesh: Mesh, tree: Any) -> Any:
+    """`cut` for every leaf."""
+    return jax.tree.map(lambda x: cut(mesh, x.shape), tree)
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Host arrays, equal on all processes, as global arrays."""
+
+    def put(x: Any, sharding: NamedSharding) -> jax.Array:
+        array = np.asarray(x)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    if isinstance(shardings, NamedSharding):
+        return jax.tree.map(lambda x: put(x, shardings), tree)
+    return jax.tree.map(put, tree, shardings)
+
+
+def place_batch(mesh: Mesh, batch: Any) -> Any:
+    """This process' part of a batch as part of the global batch."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def gathered(mesh: Mesh, tree: Any) -> Any:
+    """A tree that may be cut, whole on the host; all processes must ask for it."""
+    whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))
+    return jax.tree.map(np.asarray, whole(tree))
+
+
+def over_devices(
+    function: Callable[..., Any], mesh: Mesh, arguments: Sequence[Any], results: Any
+) -> Callable[..., Any]:
+    """A function of batches that computes every device's items on that device alone: whatever it
+    is, nothing crosses devices.
+
+    Args:
+        arguments, results: where the items are (`BATCH`, `LATER`), or `WHOLE`: one for each
+            argument, or a tree of them.
+    """
+    if mesh.size == 1:
+        return function
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=tuple(arguments), out_specs=results, check_vma=False
+    )
+
+
+def local_mesh(count: int | None = None) -> Mesh:
+    """This process's own devices, or so many of them: for work that no other takes part in.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    devices = jax.local_devices()
+    if count is not None and not 1 <= count <= len(devices):
+        raise UserError(f"there are {len(devices)} devices here, not {count}")
+    return make_mesh(devices=devices[:count])
+
+
+def join(
+    distributed: bool, coordinator: str | None, processes: int | None, process_id: int | None
+) -> None:
+    """Join the other processes, if there are any.
+
+    Args:
+        distributed: the environment tells who they are (SLURM, TPU pods, GKE).
+        coordinator: host:port of process 0, where it does not; then the number of processes and
+            this one's are needed too.
+
+    Raises:
+        UserError: one of these is missing, or the others cannot be found.
+    """
+    address = coordinator, processes, process_id
+    if not distributed and address == (None, None, None):
+        return
+    if not distributed and None in address:
+        raise UserError("--coordinator, --processes and --process-id go together: one is missing")
+    try:
+        jax.distributed.initialize(*address)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"cannot join the other processes: {error}") from error

