@@ -1,14 +1,9 @@
-"""Program of tests/test_devices.py: a step of the smallest real model on one device and
-on eight, in a process of its own, since the number of devices is fixed when JAX starts.
-
-Prints {what: relative difference to one device} as JSON.
-"""
+"""Programs of tests/test_devices.py, on eight devices: in a process of their own, since the number
+of devices is fixed when JAX starts. Each prints JSON."""
 
 import json
-import os
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,30 +11,77 @@ import jax
 import numpy as np
 import optax
 
-from ie_jax import devices as sharding
+from ie_jax import devices
+from ie_jax.config import EditConfig, GuiderConfig, GuiderOptions
+from ie_jax.editing.editor import Editor
 from ie_jax.models.execution import Execution, Precision
 from ie_jax.models.networks import Networks
-from ie_jax.training.stage import initial_state
+from ie_jax.training.stage import Stage, initial_state
 from ie_jax.training.stages.cycle import CycleConfig, Frozen, cycle_schedule, cycle_stage
 from ie_jax.training.step import make_step
 from ie_jax.weights.untrained import random_pipeline
 from tests.tiny import shrink
+from tests.training import toy
 
+FLAGS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 MESHES = {"1": (1, 1), "4 x 2": (8, 2)}
 """Devices, and how many of them share a copy of the weights."""
+COLLECTIVES = re.compile(
+    r"(all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(-start)?\("
+)
 
 
-def main() -> None:
-    """The program."""
+def compare(stage: Stage, params: Any, frozen: Any, batch: Any, leaves: int) -> dict[str, float]:
+    """Metrics and change of a step on many devices: their relative difference to one device's.
+
+    Args:
+        stage: with an optimiser by which the change of the parameters is the gradient.
+        leaves: at least so many of the frozen weights are cut.
+    """
+    devices.SMALLEST = 1  # cut every leaf that can be
+
+    def run(count: int, fsdp: int) -> tuple[dict[str, float], np.ndarray]:
+        mesh = devices.make_mesh(fsdp, jax.devices()[:count])
+        placed = devices.place(frozen, devices.weight_shardings(mesh, frozen))
+        cut = sum(not x.is_fully_replicated for x in jax.tree.leaves(placed))
+        assert (cut >= leaves) == (fsdp > 1), cut
+        start = initial_state(stage, params)
+        cuts = devices.weight_shardings(mesh, start)
+        step = jax.jit(make_step(stage, mesh), out_shardings=(cuts, devices.replicated(mesh)))
+        state = devices.place(start, cuts)
+        after, metrics = step(state, placed, devices.place_batch(mesh, batch), jax.random.key(5))
+        end = devices.gathered(mesh, after.params)
+        change = jax.tree.map(lambda a, b: np.asarray(a - b), start.params, end)
+        gradient = np.concatenate([x.ravel() for x in jax.tree.leaves(change)])
+        return {name: float(x) for name, x in metrics.items()}, gradient
+
+    results: dict[str, Any] = {name: run(*shape) for name, shape in MESHES.items()}
+    (expected, gradient), (metrics, other) = results["1"], results["4 x 2"]
+    errors = {what: abs(x - expected[what]) / abs(expected[what]) for what, x in metrics.items()}
+    errors["gradient"] = float(np.linalg.norm(other - gradient) / np.linalg.norm(gradient))
+    return errors
+
+
+def toy_step(argv: Sequence[str]) -> None:
+    """A step of a few numbers."""
+    stage = replace(toy.stage(), optimiser=optax.sgd(1.0))
+    frozen = {"scale": np.full((2, 1, 1), 2.0, np.float32)}
+
+    def prepare(frozen: Any, batch: Any, keys: Any) -> Any:
+        return toy.prepare({"scale": frozen["scale"].mean()}, batch, keys)
+
+    stage = replace(stage, prepare=prepare, losses={"fit": toy.fit})
+    print(json.dumps(compare(stage, toy.WEIGHTS, frozen, toy.batch(), 1)))
+
+
+def cycle_step(argv: Sequence[str]) -> None:
+    """A step of the smallest real model: the cycle alone, of latents."""
     shrink()
-    sharding.SMALLEST = 1  # cut every leaf that can be
     pipeline = random_pipeline()
     weights, arch = pipeline.weights, pipeline.architecture
-    # The cycle alone, of latents: two programs that are sooner compiled.
     alone = CycleConfig("sum", "l2", distillation_weight=0.0, preservation_weight=0.0)
     config = replace(alone, boundaries=(519, 999))
-    execution = Execution().resolve(Precision())
-    networks = Networks(arch, execution=execution, lora="low_rank")
+    networks = Networks(arch, execution=Execution().resolve(Precision()), lora="low_rank")
     frozen = Frozen(
         unet=weights.unet,
         backward=weights.backward,
@@ -53,30 +95,19 @@ def main() -> None:
         "pixels": rng.integers(0, 256, (8, 16, 16, 3), dtype=np.uint8),
         "ids": rng.integers(0, 512, (8, 77), dtype=np.int32),
     }
-    # With this optimiser the change of the parameters is the gradient.
     stage = cycle_stage(config, networks, optax.sgd(1.0))
-
-    def run(devices: int, fsdp: int) -> tuple[dict[str, float], np.ndarray]:
-        mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
-        placed = sharding.place(frozen, sharding.weight_shardings(mesh, frozen))
-        cut = sum(not x.is_fully_replicated for x in jax.tree.leaves(placed))
-        assert (cut > 100) == (fsdp > 1), cut
-        start = initial_state(stage, weights.forward)
-        state = sharding.place(start, sharding.replicated(mesh))
-        step = jax.jit(make_step(stage, mesh))
-        after, metrics = step(state, placed, sharding.place_batch(mesh, batch), jax.random.key(5))
-        change = jax.tree.map(
-            lambda a, b: np.asarray(a - b), start.params, jax.device_get(after.params)
-        )
-        gradient = np.concatenate([x.ravel() for x in jax.tree.leaves(change)])
-        return {name: float(x) for name, x in metrics.items()}, gradient
-
-    results: dict[str, Any] = {name: run(*shape) for name, shape in MESHES.items()}
-    (expected, gradient), (metrics, other) = results["1"], results["4 x 2"]
-    errors = {what: abs(x - expected[what]) / abs(expected[what]) for what, x in metrics.items()}
-    errors["gradient"] = float(np.linalg.norm(other - gradient) / np.linalg.norm(gradient))
-    print(json.dumps(errors))
+    print(json.dumps(compare(stage, weights.forward, frozen, batch, 50)))
 
 
-if __name__ == "__main__":
-    main()
+def edit_program(argv: Sequence[str]) -> None:
+    """How many collectives the compiled programs of a guided edit hold, of eight images."""
+    shrink()
+    guiders = (GuiderConfig("features_map_l2", 0.5, GuiderOptions("mid")),)
+    config = EditConfig("random", guiders=guiders)
+    editor = Editor(random_pipeline(), config, mesh=devices.local_mesh())
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+    _, edit = editor.run(pixels, "a cat", "a dog", seed=range(8))
+    parts = len(edit.pixels.sharding.device_set)
+    texts = [c.as_text() for x in editor.programs.values() for c in x.compiled.values()]
+    counts = [len(COLLECTIVES.findall(text)) for text in texts]
+    print(json.dumps({"devices": parts, "programs": len(texts), "collectives": sum(counts)}))

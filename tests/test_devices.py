@@ -1,8 +1,8 @@
 """The number of devices changes nothing but the time."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,17 +12,34 @@ from jax.sharding import PartitionSpec as P
 
 from ie_jax.devices import cut, make_mesh
 from ie_jax.errors import UserError
-from tests.conftest import ROOT
+from tests import eight_devices
+from tests.eight_devices import FLAGS
+from tests.forks import Fork
 
 
-@pytest.mark.long("the step is compiled for one device and for eight")
-def test_eight_devices_give_the_loss_and_the_gradient_of_one() -> None:
-    command = [sys.executable, "-m", "tests.eight_devices"]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    report = json.loads(ran.stdout)
-    assert {"sum/loss", "sum/cycle", "sum/gradient_norm", "gradient"} <= set(report)
+def told(program: Callable[[Sequence[str]], None], folder: Path) -> Any:
+    """What a program on eight devices prints."""
+    status, out, errors = Fork(program, [], folder / "out.txt", FLAGS).wait(500)
+    assert status == 0, errors[-2000:]
+    return json.loads(out)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        eight_devices.toy_step,
+        pytest.param(eight_devices.cycle_step, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+    ],
+)
+def test_eight_devices_give_the_loss_and_the_gradient_of_one(program: Any, tmp_path: Path) -> None:
+    report = told(program, tmp_path)
+    assert {"gradient"} < set(report)
     assert max(report.values()) <= 1e-5, report
+
+
+def test_nothing_crosses_devices_in_an_edit(tmp_path: Path) -> None:
+    report = told(eight_devices.edit_program, tmp_path)
+    assert report == {"devices": 8, "programs": 1, "collectives": 0}
 
 
 def test_the_largest_axis_that_divides_is_cut() -> None:
