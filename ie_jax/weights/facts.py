@@ -8,8 +8,9 @@ from pathlib import Path
 from ie_jax.diffusion.schedule import BOUNDARIES, GUIDANCE
 from ie_jax.weights.formats import read_metadata
 
-WORLD = "world"
-"""What a model is trained on that knows the drawn scenes of the embedded world."""
+WORLD, NOTHING = "world", "nothing"
+"""What a model is trained on that knows the drawn scenes of the embedded world, and what the random
+model is."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ie_jax.files import folder_appearing_whole
 from ie_jax.weights.convert import flatten, unflatten
 from ie_jax.weights.download import fetch, home, verify
 from ie_jax.weights.embedded import EMBEDDED, check_sums, embedded_files
-from ie_jax.weights.facts import Facts, facts_of, header
+from ie_jax.weights.facts import NOTHING, Facts, facts_of, header
 from ie_jax.weights.folder import Pipeline, Weights, architecture, convert_files, read_configs
 from ie_jax.weights.formats import read_json, read_metadata
 from ie_jax.weights.layout import (
@@ -30,7 +30,7 @@ from ie_jax.weights.layout import (
 )
 from ie_jax.weights.lora_files import file_of, read_fitting
 from ie_jax.weights.published import PUBLISHED, Files
-from ie_jax.weights.untrained import random_pipeline
+from ie_jax.weights.untrained import UNTRAINED, random_pipeline
 
 RANDOM = "random"
 FORMAT = 1  # of the cache: raised when conversion changes what it writes
@@ -100,11 +100,21 @@ def load(
         files = fetch(source, folder, offline=offline, progress=progress)
         pipeline = converted(files, check=lambda: verify(folder, source))
         return replace(pipeline, facts=source.facts)
-    if not Path(model).expanduser().is_dir():
+    files = find_files(model_folder(model), forward=forward, backward=backward)
+    return with_facts(converted(files), files)
+
+
+def model_folder(model: str) -> Path:
+    """The folder of this path.
+
+    Raises:
+        UserError: it is neither a folder nor a name.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
         names = ", ".join([RANDOM, *EMBEDDED, *PUBLISHED])
         raise UserError(f"no model or folder named {model!r}: give one of {names}, or a folder")
-    files = find_files(Path(model), forward=forward, backward=backward)
-    return with_facts(converted(files), files)
+    return folder
 
 
 def with_facts(pipeline: Pipeline, files: Files) -> Pipeline:
@@ -125,7 +135,7 @@ def with_own_forward(facts: Facts, path: Path) -> Facts:
     """
     path = file_of(path)
     boundaries = header(path).get("boundaries")
-    if boundaries and boundaries != facts.boundaries:
+    if boundaries and facts.data != NOTHING and boundaries != facts.boundaries:
         model = read_metadata(path).get("model")
         raise UserError(
             f"{path}: was trained for boundaries {[int(t) for t in boundaries]}, not for this "
@@ -151,11 +161,11 @@ def facts_before_loading(
         facts = facts_of(files.forward, files.backward)
     elif model in PUBLISHED:
         facts = PUBLISHED[model].facts
-    elif model != RANDOM and Path(model).expanduser().is_dir():
-        files = find_files(Path(model), forward=forward, backward=backward)
-        facts = facts_of(files.forward, files.backward)
+    elif model == RANDOM:
+        facts = UNTRAINED
     else:
-        facts = Facts()
+        files = find_files(model_folder(model), forward=forward, backward=backward)
+        facts = facts_of(files.forward, files.backward)
     return with_own_forward(facts, own) if own else facts
 
 

@@ -157,7 +157,7 @@ PUBLISHED: dict[str, Source] = {
             "icd-sd15-3steps",
             forward=_forward(_THREE_STEPS),
             backward=_backward(_THREE_STEPS),
-            facts=Facts(19, (339, 699, 999)),
+            facts=Facts(19, (339, 699, 999), (0.0, 7.0, 11.0)),
         ),
     )
 }

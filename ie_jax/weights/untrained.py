@@ -14,6 +14,7 @@ from ie_jax.models.lora import lora_shapes
 from ie_jax.models.shapes import draw, text_encoder_shapes, unet_shapes, vae_shapes
 from ie_jax.models.tokenizer import Tokenizer
 from ie_jax.weights.download import home
+from ie_jax.weights.facts import NOTHING, Facts
 from ie_jax.weights.folder import Pipeline, Weights, architecture
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -121,6 +122,7 @@ def check(folder: Path, words: Sequence[str], tokens: dict[str, int]) -> None:
 # --- The random model -----------------------------------------------------------------------------
 
 RANK = 4
+UNTRAINED = Facts(data=NOTHING)
 RANDOM_CONFIGS: dict[str, dict[str, Any]] = {
     "unet": {
         "block_out_channels": [32, 64],
@@ -166,4 +168,4 @@ def random_pipeline(seed: int = 0) -> Pipeline:
     tokenizer = home() / "random" / "tokenizer"
     if not tokenizer.is_dir():
         write_byte_tokenizer(tokenizer)
-    return Pipeline(arch, weights, tokenizer)
+    return Pipeline(arch, weights, tokenizer, UNTRAINED)

@@ -214,7 +214,7 @@ def test_another_models_lora_names_its_model(tmp_path: Path) -> None:
 def test_a_lora_brings_its_start_and_needs_its_boundaries(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file(published(), path, TRAINED | {"start_timestep": "19"})
-    assert facts_before_loading("random", str(path)).start_timestep == 19
+    assert facts_before_loading("icd-sd15", str(path)).start_timestep == 19
     save_file(published(), path, TRAINED | {"boundaries": "333 666 999"})
     with pytest.raises(UserError, match=r"was trained for boundaries \[333, 666, 999\].*icd-sd15$"):
-        facts_before_loading("random", str(path))
+        facts_before_loading("icd-sd15", str(path))

@@ -53,9 +53,9 @@ from ie_jax.training.recipe import (
 )
 from ie_jax.training.reconstruction import reconstruction_metrics
 from ie_jax.training.stage import Loss, Metrics, Stage, State, Tree
-from ie_jax.weights.facts import Facts, as_metadata
+from ie_jax.weights.facts import NOTHING, Facts, as_metadata
 from ie_jax.weights.folder import Pipeline, write_parts
-from ie_jax.weights.load import RANDOM, facts_before_loading, load_pipeline
+from ie_jax.weights.load import facts_before_loading, load_pipeline
 from ie_jax.weights.lora_files import write_lora
 
 NAMES = ("distillation", "cycle", "preservation")
@@ -316,7 +316,7 @@ def cycle_stage(
 
 def check_boundaries(config: CycleConfig, facts: Facts, model: str) -> None:
     """Raise UserError if the losses have other boundaries than a trained model."""
-    if model != RANDOM and facts.boundaries != config.boundaries:
+    if facts.data != NOTHING and facts.boundaries != config.boundaries:
         raise UserError(
             f"cycle.boundaries {list(config.boundaries)} must be those of {model}, "
             f"{list(facts.boundaries)}"
