@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ie_jax.cli import parse, run
+from ie_jax.cli import run
+from ie_jax.config import parse
 from ie_jax.data.config import DataConfig
 from ie_jax.data.latents import Embed, Encode, cache_latents, fingerprint
 from ie_jax.data.open import open_source

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from ie_jax.config import EditConfig
 from ie_jax.data.images import load_image
 from ie_jax.diffusion.schedule import BETAS, BOUNDARIES, Schedule, make_schedule
+from ie_jax.editing.config import EditConfig
 from ie_jax.editing.guidance import StepRecord, Strength
 from ie_jax.editing.guiders import make_guider
 from ie_jax.editing.program import (
