@@ -31,9 +31,9 @@ import numpy as np
 
 from benchmarks.random_weights import SIZES, random_weights
 from ie_jax.cli import run
-from ie_jax.config import EditConfig, GuiderConfig
 from ie_jax.data.images import preprocess
 from ie_jax.data.world import draw_scene, render
+from ie_jax.editing.config import EditConfig, GuiderConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.editing.program import edit_images
 from ie_jax.errors import UserError

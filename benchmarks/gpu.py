@@ -36,7 +36,7 @@ from benchmarks import train
 from benchmarks.edit import GUIDERS, MODES, SCALES, device_here, flops, versions
 from benchmarks.memory import row
 from ie_jax.cli import run
-from ie_jax.config import EditConfig
+from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import place, schedule_of
 from ie_jax.editing.guidance import Strength
 from ie_jax.editing.guiders import make_guider

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ie_jax.config import EditConfig as EditConfig
+    from ie_jax.editing.config import EditConfig as EditConfig
     from ie_jax.editing.editor import Editor as Editor
 
 __version__ = "0.1.0"
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
 
         return Editor
     if name == "EditConfig":
-        from ie_jax.config import EditConfig
+        from ie_jax.editing.config import EditConfig
 
         return EditConfig
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,174 +1,38 @@
-"""The schema of every config: frozen dataclasses, read strictly from YAML and the command line."""
+"""Settings from YAML files and the command line, read strictly into frozen dataclasses.
 
+argparse reads the words of the command line, PyYAML their values, pydantic checks all types.
+"""
+
+import argparse
 import dataclasses
 import difflib
 import json
-import math
 import re
 import textwrap
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+import docstring_parser
 import pydantic
 import yaml
 
 from ie_jax.errors import UserError
-from ie_jax.models.execution import Execution, Precision
 
 C = TypeVar("C")
-
-
-@dataclass(frozen=True)
-class GuiderOptions:
-    """Options of a guider, named as in the published configs."""
-
-    block: Literal["up", "down", "mid"] = "up"
-    """Where features_map_l2 takes its features."""
-
-
-@dataclass(frozen=True)
-class GuiderConfig:
-    """One guider and its strength."""
-
-    name: Literal["self_attn_map_l2", "features_map_l2"]
-    g_scale: float | tuple[float, ...]
-    """Weight of the energy: one for all steps, or one per step."""
-    kwargs: GuiderOptions = field(default_factory=GuiderOptions)
-
-    def __post_init__(self) -> None:
-        if self.name != "features_map_l2" and self.kwargs != GuiderOptions():
-            raise UserError(f"guiders: {self.name} takes no kwargs")
-
-    def scales(self, steps: int) -> tuple[float, ...]:
-        """The weight at each step; as many as are given, or one for each of `steps`."""
-        return self.g_scale if isinstance(self.g_scale, tuple) else (self.g_scale,) * steps
-
-    @property
-    def label(self) -> str:
-        """What tells this guider from all others of a config."""
-        block = self.kwargs.block
-        return self.name if block == GuiderOptions().block else f"{self.name}_{block}"
-
-
-@dataclass(frozen=True)
-class RescalingConfig:
-    """How the guiders' gradient is scaled to the size of the guidance term (method 4)."""
-
-    type: Literal["range_other_on_cfg_norm", "identity_rescaler"] = "range_other_on_cfg_norm"
-    """range_other_on_cfg_norm: clip the ratio of norms. identity_rescaler: leave the gradient."""
-    init_setup: tuple[float, float] | None = (0.0, 1.0)
-    """Lower and upper bound of the ratio."""
-
-    def __post_init__(self) -> None:
-        ranged = self.type == "range_other_on_cfg_norm"
-        if ranged and self.init_setup is None:
-            raise UserError(f"noise_rescaling_setup: {self.type} needs init_setup, e.g. [0, 1]")
-        if self.init_setup is not None and not 0 <= self.init_setup[0] <= self.init_setup[1]:
-            raise UserError(
-                f"noise_rescaling_setup: bounds {list(self.init_setup)} must be 0 <= lower <= upper"
-            )
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The bounds; 0 and infinity leave the gradient as it is."""
-        if self.type == "identity_rescaler" or self.init_setup is None:
-            return 0.0, math.inf
-        return self.init_setup
-
-
-@dataclass(frozen=True)
-class EditConfig:
-    """Everything that decides what an edit computes and how it is run.
-
-    The defaults are the published method without guiders.
-    """
-
-    model: str = "world"
-    """world (comes along, trained on drawn scenes of 64 pixels), world-icd (the same before cycle
-    fine-tuning), random (untrained, tiny), sd15, icd-sd15, icd-sd15-2, icd-sd15-3steps (published,
-    downloaded once), or a folder of upstream files."""
-    forward: str | None = None
-    """A forward LoRA for any model: a path with a folder in it, as ./forward_lora.safetensors. Or
-    its file name in a model's folder that holds several."""
-    backward: str | None = None
-    """The backward LoRA, likewise."""
-    boundaries: tuple[int, ...] | None = None
-    """Timesteps between the segments, rising. None: those the model was trained for."""
-    start_timestep: int | None = None
-    """Where inversion starts: 0 or 19. None: as the model was trained."""
-    start_noise: bool = True
-    """Add noise at the start of inversion, as published."""
-    cfg_schedule: tuple[float, ...] | None = None
-    """Guidance scale w of each generation step. None: what suits the model, as its files tell:
-    0, 7, 11, 19 for the published ones; 0, 1, 1, 1 for the embedded world's."""
-    guiders: tuple[GuiderConfig, ...] = ()
-    """Energies that hold the edit to the source, as a YAML list of {name, g_scale, kwargs}."""
-    noise_rescaling_setup: RescalingConfig = field(default_factory=RescalingConfig)
-    match_statistics: bool = True
-    """Give the result the source's brightness and contrast, as published."""
-    round_lora: bool = True
-    """Round LoRA factors to float16 before merging, as the published loader does."""
-    lora: Literal["merge", "low_rank"] = "merge"
-    """merge: add the LoRA to the base before the steps. low_rank: a path beside each layer, which
-    holds no second copy of the weights."""
-    size: int | None = None
-    """Pixels of the shorter side. None: as the model was trained (512 for SD1.5)."""
-    fit: Literal["crop", "aspect"] = "crop"
-    """crop: centre crop to a square, as published. aspect: keep the aspect ratio, with sides
-    rounded to 64."""
-    seed: int = 0
-    """Of the noise at the start of inversion."""
-    precision: Precision = field(default_factory=Precision)
-    """Number types of UNet and text encoder."""
-    vae_precision: Precision = field(default_factory=Precision)
-    """Number types of the autoencoder."""
-    execution: Execution = field(default_factory=Execution)
-
-    def __post_init__(self) -> None:
-        schedule = self.cfg_schedule
-        if schedule == ():
-            raise UserError("cfg_schedule is empty: give one guidance scale per step")
-        if schedule and self.boundaries is not None and len(self.boundaries) != len(schedule):
-            raise UserError(
-                f"cfg_schedule has {len(schedule)} values but there are {len(self.boundaries)} "
-                "boundaries: give one value per step"
-            )
-        labels = [guider.label for guider in self.guiders]
-        if len(set(labels)) < len(labels):
-            raise UserError("guiders: one is listed twice: give it the sum of both g_scale")
-        steps = len(schedule or self.boundaries or ())
-        scales = self.scales(steps) if steps else [guider.scales(1) for guider in self.guiders]
-        if not all(map(math.isfinite, [*(schedule or ()), *(x for row in scales for x in row)])):
-            raise UserError("cfg_schedule and g_scale must be finite numbers")
-        if self.size is not None and self.size < 1:
-            raise UserError(f"size {self.size} must be positive")
-        if self.execution.query_chunk < 0 or self.execution.unroll < 1:
-            raise UserError("execution: query_chunk must not be negative, unroll 1 or more")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed {self.seed} must be from 0 to 4294967295")
-
-    def scales(self, steps: int) -> tuple[tuple[float, ...], ...]:
-        """Weight of each guider at each of so many steps.
-
-        Raises:
-            UserError: a guider has another number of weights.
-        """
-        scales = tuple(guider.scales(steps) for guider in self.guiders)
-        for guider, row in zip(self.guiders, scales, strict=True):
-            if len(row) != steps:
-                raise UserError(
-                    f"g_scale of guider {guider.name} has {len(row)} values but there are {steps} "
-                    "steps: give one value per step"
-                )
-        return scales
-
-
+COMMAND_LINE = "command line"
+TEXTS = (str, str | None, tuple[str, ...])
+"""Types of fields whose options are taken word for word; the words of all others are YAML."""
+STRICT = pydantic.ConfigDict(strict=True, extra="forbid")
 # What the published configs hold beside our own keys: the only values that this program does, and
 # keys that choose nothing here.
 PUBLISHED_ONLY = {"pipeline_type": "ours", "start_latent": "consistency"}
 PUBLISHED_NOTES = {"verbose", "edit_types"}
+
+
+# --- YAML ---
 
 
 class Loader(yaml.SafeLoader):
@@ -195,15 +59,13 @@ def parse_yaml(text: str) -> Any:
     """The value that YAML text stands for.
 
     Raises:
-        UserError: it is not YAML.
+        ValueError: it is not YAML.
     """
     try:
         return yaml.load(text, Loader)
     # A date that does not exist is a ValueError.
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"not valid YAML: {error}") from error
-    except RecursionError as error:
-        raise UserError("not valid YAML: nested too deeply") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"not valid YAML: {error}") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -216,41 +78,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the config {path}: {error.strerror}") from error
-    except (UserError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+    settings = {} if content is None else content
+    if not isinstance(settings, dict):
         raise UserError(f"{path} must hold a mapping of settings, `name: value`")
     for key, only in PUBLISHED_ONLY.items():
-        if content.pop(key, only) != only:
+        if settings.pop(key, only) != only:
             raise UserError(f"{path}: {key} must be {only!r}, nothing else is implemented")
-    return {key: value for key, value in content.items() if key not in PUBLISHED_NOTES}
+    return {key: value for key, value in settings.items() if key not in PUBLISHED_NOTES}
 
 
-def nested_schemas(annotation: Any) -> list[type]:
-    """The dataclasses that an annotation mentions."""
-    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
-        return [annotation]
-    return [schema for arg in get_args(annotation) for schema in nested_schemas(arg)]
-
-
-def refuse_unknown(schema: type, values: Any, where: str, path: str = "") -> None:
-    """Raise UserError at the first key that the schema lacks, naming the nearest that it has."""
-    if isinstance(values, list):
-        for i, value in enumerate(values):
-            refuse_unknown(schema, value, where, f"{path}[{i}]")
-    if not isinstance(values, Mapping):
-        return
-    fields = {f.name: f for f in dataclasses.fields(schema)}
-    for key, value in values.items():
-        here = f"{path}.{key}" if path else str(key)
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(fields)}"
-            raise UserError(f"{where}: unknown setting {here!r}: {hint}")
-        for nested in nested_schemas(fields[key].type):
-            refuse_unknown(nested, value, where, here)
+# --- from plain values to a config ---
 
 
 def build(schema: type[C], values: Mapping[str, Any], where: str) -> C:
@@ -262,49 +101,162 @@ def build(schema: type[C], values: Mapping[str, Any], where: str) -> C:
     try:
         # JSON is the strict mode in which a list is a tuple but "7" is not a number. A YAML date,
         # say, has no place in it, nor has a list that holds itself.
-        text = json.dumps(values)
+        text = json.dumps([values])
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{where}: a value is neither text, number nor list: {error}") from error
-    refuse_unknown(schema, values, where)
+    # Dataclasses take STRICT from what they are in.
+    adapter = pydantic.TypeAdapter(tuple[schema], config=STRICT)  # type: ignore[valid-type]
     try:
-        return pydantic.TypeAdapter(schema).validate_json(text, strict=True)
+        return adapter.validate_json(text)[0]
     except pydantic.ValidationError as error:
-        raise UserError(f"{where}: {first_mistake(error, values)}") from error
+        raise UserError(f"{where}: {mistake(schema, values, error)}") from error
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 
 
-def first_mistake(error: pydantic.ValidationError, values: Any) -> str:
-    """Where the innermost mistake is, what stands there, and what should."""
-    mistakes: dict[tuple[int | str, ...], list[str]] = {}
-    for found in error.errors(include_url=False):
-        at = values
-        path: list[int | str] = []
-        for part in found["loc"]:
-            try:
-                at = at[part]
-            except (KeyError, IndexError, TypeError):  # the name of one of several types
-                continue
-            path.append(part)
-        message = found["msg"]
-        if found["type"] == "missing":
-            name = found["loc"][-1]
-            message = f"{name} is missing" if isinstance(name, str) else "too few values"
-        mistakes.setdefault(tuple(path), []).append(message)
-    deepest = max(mistakes, key=len)
-    for part in deepest:
-        values = values[part]
-    given = textwrap.shorten(json.dumps(values), 80)
-    first, *others = mistakes[deepest]
-    wanted = " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
-    return f"{'.'.join(map(str, deepest)) or 'settings'} = {given}: {wanted}"
+def mistake(schema: type, values: Any, error: pydantic.ValidationError) -> str:
+    """An unknown setting, or the innermost wrong value and what it should be."""
+    found = []
+    for wrong in error.errors(include_url=False):
+        place, message = wrong["loc"][1:], wrong["msg"]
+        if wrong["type"] == "unexpected_keyword_argument":
+            return f"unknown setting {'.'.join(map(str, place))!r}: {hint_at(schema, place)}"
+        if wrong["type"] == "missing":
+            name = place[-1]
+            message = "too few values" if isinstance(name, int) else f"{name} is missing"
+        found.append((*follow(values, place), message))
+    path, value, _ = max(found, key=lambda wrong: len(wrong[0]))
+    wanted = " or ".join(message for at, _, message in found if at == path)
+    wanted = wanted.replace(" or Input should be", " or")
+    given = textwrap.shorten(json.dumps(value), 80)
+    return f"{'.'.join(path) or 'settings'} = {given}: {wanted}"
 
 
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over` in place, mappings merged key by key."""
-    result = dict(base)
-    for key, value in over.items():
-        old = result.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        result[key] = merged(old, value) if both else value  # type: ignore[arg-type]
-    return result
+def follow(values: Any, place: Iterable[int | str]) -> tuple[list[str], Any]:
+    """As much of a place as there is in the values, and what stands there."""
+    path = []
+    for part in place:
+        # Passed over: what is missing, and the name of one of several types.
+        with suppress(KeyError, IndexError, TypeError):
+            values = values[part]
+            path.append(str(part))
+    return path, values
+
+
+def hint_at(schema: Any, place: Sequence[int | str]) -> str:
+    """What the last name of a place may be meant for."""
+    *parents, name = place
+    for part in parents:
+        schema = get_args(schema)[0] if isinstance(part, int) else get_type_hints(schema)[part]
+    known = [field.name for field in dataclasses.fields(schema)]
+    return hint(str(name), known, f"known are {', '.join(known)}")
+
+
+def hint(name: str, known: Iterable[str], otherwise: str) -> str:
+    """The known name that is nearest to a mistyped one."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else otherwise
+
+
+# --- the command line ---
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def is_sequence(annotation: Any) -> bool:
+    """Whether a field takes several values."""
+    return get_origin(annotation) is tuple or any(map(is_sequence, get_args(annotation)))
+
+
+def words(annotation: Any) -> dict[str, Any]:
+    """How argparse reads the words of a field's option."""
+    if annotation is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    several = {"nargs": "+"} if is_sequence(annotation) else {}
+    if annotation in TEXTS:
+        return {"metavar": "TEXT", **several}
+    choices = get_args(annotation) if get_origin(annotation) is Literal else ["VALUE"]
+    return {"type": "YAML", "metavar": "|".join(map(str, choices)), **several}
+
+
+def add_options(group: argparse._ArgumentGroup, schema: type, prefix: str = "") -> None:
+    """An option per field, nested fields with dots, help from the strings below the fields."""
+    described = docstring_parser.parse_from_object(schema).params
+    help_of = {p.arg_name: p.description for p in described}
+    for field in dataclasses.fields(schema):
+        name, default = prefix + field.name, getattr(schema(), field.name)
+        if dataclasses.is_dataclass(default):
+            add_options(group, type(default), f"{name}.")
+            continue
+        shown = list(default) if isinstance(default, tuple) else default
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            default=argparse.SUPPRESS,
+            help=f"{help_of.get(field.name) or ''} (default: {shown})".replace("%", "%%"),
+            **words(field.type),
+        )
+
+
+def options(parser: Parser, argv: Sequence[str]) -> dict[str, Any]:
+    """The values of the options that are given, by dotted names.
+
+    Raises:
+        UserError: an unknown or malformed option.
+    """
+    dashed = [re.sub("^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in argv]
+    known, unknown = parser.parse_known_args(dashed)
+    if unknown:
+        near = hint(unknown[0], parser._option_string_actions, "see --help")
+        raise UserError(f"unknown argument {unknown[0]!r}: {near}")
+    return {name: unwrapped(value) for name, value in vars(known).items()}
+
+
+def unwrapped(value: Any) -> Any:
+    """A list or null that is all that a list holds."""
+    match value:
+        case [list() | None as only]:
+            return only
+    return value
+
+
+def put(values: dict[str, Any], name: str, value: Any) -> None:
+    """Set what has a dotted name."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+    values[last] = value
+
+
+def parse(
+    argv: Sequence[str], description: str, request: type, config: type
+) -> tuple[Any, Any, list[str]]:
+    """A request and a config from the command line; `--config FILE` gives the config's defaults.
+
+    Returns:
+        request, config, and the names of the options that were given.
+
+    Raises:
+        UserError: an unknown or malformed option, or a config that is not valid.
+    """
+    parser = Parser(description=description, allow_abbrev=False, usage="%(prog)s [options]")
+    parser.register("type", "YAML", parse_yaml)
+    parser.add_argument("--version", action="version", version=f"ie_jax {version('ie_jax')}")
+    add_options(parser.add_argument_group("this run"), request)
+    settings = parser.add_argument_group("settings")
+    settings.add_argument("--config", metavar="FILE", help="a YAML file of settings")
+    add_options(settings, config)
+    given = options(parser, argv)
+    file = given.pop("config")
+    values = read_yaml(Path(file)) if file else {}
+    build(config, values, file or COMMAND_LINE)  # so that a file's mistakes are told as the file's
+    asked: dict[str, Any] = {}
+    requested = {field.name for field in dataclasses.fields(request)}
+    for name, value in given.items():
+        put(asked if name in requested else values, name, value)
+    return build(request, asked, COMMAND_LINE), build(config, values, COMMAND_LINE), list(given)

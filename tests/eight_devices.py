@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from ie_jax import devices
-from ie_jax.config import EditConfig, GuiderConfig, GuiderOptions
+from ie_jax.editing.config import EditConfig, GuiderConfig, GuiderOptions
 from ie_jax.editing.editor import Editor
 from ie_jax.models.execution import Execution, Precision
 from ie_jax.models.networks import Networks

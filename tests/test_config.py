@@ -10,10 +10,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ie_jax.cli import parse
-from ie_jax.config import EditConfig, GuiderConfig, RescalingConfig, build, read_yaml
+from ie_jax.config import build, parse, read_yaml
 from ie_jax.diffusion.schedule import GUIDANCE
 from ie_jax.editing.command import EditRequest
+from ie_jax.editing.config import EditConfig, GuiderConfig, RescalingConfig
 from ie_jax.errors import UserError
 from ie_jax.training.stages import TrainConfig
 from ie_jax.weights.published import PUBLISHED
@@ -47,10 +47,10 @@ def from_text(text: str, folder: Path) -> EditConfig:
         ({"vae_precision": {"parm": "float32"}}, "vae_precision.parm", "param"),
         ({"execution": {"remat_blok": True}}, "execution.remat_blok", "remat_block"),
         ({"noise_rescaling_setup": {"ini_setup": 1}}, "noise_rescaling_setup.ini_setup", None),
-        ({"guiders": [{"nam": "x"}]}, "guiders[0].nam", "name"),
+        ({"guiders": [{"nam": "x"}]}, "guiders.0.nam", "name"),
         (
             {"guiders": [{"name": "features_map_l2"}, {"kwargs": {"blok": "up"}}]},
-            "guiders[1].kwargs.blok",
+            "guiders.1.kwargs.blok",
             "block",
         ),
     ],
@@ -59,7 +59,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(
     values: Any, name: str, nearest: str | None
 ) -> None:
     nearest = nearest or "init_setup"
-    assert refusal(values) == f"unknown setting {name!r}: did you mean {nearest!r}?"
+    assert refusal(values) == f"unknown setting {name!r}: did you mean {nearest}?"
 
 
 def test_a_name_like_no_other_is_refused_with_all_that_there_are() -> None:

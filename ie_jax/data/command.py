@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import jax
 
-from ie_jax.cli import parse, run
+from ie_jax.cli import run
+from ie_jax.config import parse
 from ie_jax.data.config import DataConfig
 from ie_jax.data.latents import Embed, Encode, cache_latents, fingerprint
 from ie_jax.data.open import open_source

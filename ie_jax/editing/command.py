@@ -12,11 +12,12 @@ from typing import Any
 
 import jax
 
-from ie_jax.cli import parse, run
-from ie_jax.config import EditConfig
+from ie_jax.cli import run
+from ie_jax.config import parse
 from ie_jax.data.images import load_image, preprocess
 from ie_jax.data.world import caption, draw_edit, draw_scene, render
 from ie_jax.devices import join, local_mesh
+from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor, EditResult, schedule_of
 from ie_jax.editing.images import (
     check_place,

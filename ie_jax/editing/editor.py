@@ -13,10 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from ie_jax.config import EditConfig
 from ie_jax.data.images import load_image
 from ie_jax.devices import local_mesh, over_devices, place, replicated
 from ie_jax.diffusion.schedule import BETAS, Schedule, make_schedule
+from ie_jax.editing.config import EditConfig
 from ie_jax.editing.guidance import StepRecord, Strength
 from ie_jax.editing.guiders import make_guider
 from ie_jax.editing.program import (

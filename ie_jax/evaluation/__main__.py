@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 
-from ie_jax.cli import parse, run
+from ie_jax.cli import run
+from ie_jax.config import parse
 from ie_jax.editing.images import check_place, write_errors
 from ie_jax.errors import UserError
 from ie_jax.evaluation.report import write, write_plots, write_sheets, write_tables

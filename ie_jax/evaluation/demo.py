@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ie_jax.cli import parse, run
-from ie_jax.config import EditConfig
+from ie_jax.cli import run
+from ie_jax.config import parse
 from ie_jax.data.world import EDITS, Edit, caption, draw_edit, draw_scene, possible, render
+from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.editing.images import check_writable, encoded
 from ie_jax.errors import UserError

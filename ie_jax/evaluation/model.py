@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ie_jax.config import EditConfig
 from ie_jax.data.world import ATTRIBUTES, SIZE
 from ie_jax.diffusion.ddim import ddim, ddim_inversion
 from ie_jax.diffusion.schedule import Schedule, cumulative_alphas, make_schedule
 from ie_jax.diffusion.trajectory import generate, with_text
+from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor, placed
 from ie_jax.editing.guidance import Strength
 from ie_jax.editing.program import Inversion, Models, decode_image, encode_image

@@ -35,7 +35,6 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from ie_jax.config import EditConfig, GuiderConfig, RescalingConfig
 from ie_jax.data.world import (
     ATTRIBUTES,
     EDITS,
@@ -49,6 +48,7 @@ from ie_jax.data.world import (
     possible,
     render,
 )
+from ie_jax.editing.config import EditConfig, GuiderConfig, RescalingConfig
 from ie_jax.editing.guidance import Strength
 from ie_jax.errors import UserError
 from ie_jax.evaluation.metrics import (

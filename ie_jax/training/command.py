@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import yaml
 
-from ie_jax.cli import parse, print_line, run
+from ie_jax.cli import print_line, run
+from ie_jax.config import parse
 from ie_jax.data.latents import Latents, fingerprint
 from ie_jax.data.loader import Loader
 from ie_jax.data.open import open_data

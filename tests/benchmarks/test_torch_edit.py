@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.edit import GUIDERS, SCALES
-from ie_jax.config import EditConfig
+from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.weights.load import load_pipeline
 

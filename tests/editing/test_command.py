@@ -18,9 +18,10 @@ from safetensors.numpy import load_file, save_file
 
 from ie_jax import products
 from ie_jax.cli import run
-from ie_jax.config import EditConfig, build
+from ie_jax.config import build
 from ie_jax.editing import command as edit_command
 from ie_jax.editing.command import edit
+from ie_jax.editing.config import EditConfig
 from ie_jax.weights.facts import Facts
 from ie_jax.weights.formats import read_tensors
 from ie_jax.weights.published import FINE_TUNED

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ie_jax.config import EditConfig, GuiderConfig, GuiderOptions, RescalingConfig
+from ie_jax.editing.config import EditConfig, GuiderConfig, GuiderOptions, RescalingConfig
 from ie_jax.editing.editor import (
     Editor,
     EditResult,

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ie_jax.config import EditConfig
+from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.errors import UserError
 from ie_jax.weights import download, load, lora_files
