@@ -35,9 +35,9 @@ from ie_jax.data.images import preprocess
 from ie_jax.data.world import draw_scene, render
 from ie_jax.editing.config import EditConfig, GuiderConfig
 from ie_jax.editing.editor import Editor
-from ie_jax.editing.program import edit_images
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole
+from ie_jax.methods.inverse_and_edit import edit_images
 from ie_jax.models.execution import DType, Execution, Precision
 from ie_jax.models.networks import Architecture
 from ie_jax.models.shapes import text_encoder_shapes, unet_shapes, vae_shapes

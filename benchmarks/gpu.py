@@ -38,11 +38,11 @@ from benchmarks.memory import row
 from ie_jax.cli import run
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import place, schedule_of
-from ie_jax.editing.guidance import Strength
-from ie_jax.editing.guiders import make_guider
-from ie_jax.editing.program import Models, edit_images
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole
+from ie_jax.methods.guidance import Strength
+from ie_jax.methods.guiders import make_guider
+from ie_jax.methods.inverse_and_edit import Models, edit_images
 from ie_jax.models.attention import fused_attention
 from ie_jax.models.execution import DType, Execution, Precision, dtype
 from ie_jax.weights.facts import Facts

@@ -24,10 +24,10 @@ from jax.experimental import topologies
 from benchmarks.random_weights import GUIDANCE_FEATURES, SCHEDULER, SIZES
 from ie_jax.cli import run
 from ie_jax.diffusion.schedule import make_schedule
-from ie_jax.editing.guidance import Strength
-from ie_jax.editing.guiders import QUERY_CHUNK, Guider, make_guider
-from ie_jax.editing.program import Models, edit_images
 from ie_jax.errors import UserError
+from ie_jax.methods.guidance import Strength
+from ie_jax.methods.guiders import QUERY_CHUNK, Guider, make_guider
+from ie_jax.methods.inverse_and_edit import Models, edit_images
 from ie_jax.models.execution import DType, Execution, Precision, dtype
 from ie_jax.models.lora import lora_shapes
 from ie_jax.models.networks import Architecture

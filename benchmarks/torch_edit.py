@@ -31,7 +31,7 @@ from benchmarks.torch_networks import (
     unet_state,
 )
 from ie_jax.diffusion.schedule import BOUNDARIES, GUIDANCE, cumulative_alphas
-from ie_jax.editing.guidance import NEGLIGIBLE
+from ie_jax.methods.guidance import NEGLIGIBLE
 from ie_jax.models.architecture import UNetConfig
 from ie_jax.models.lora import merge, round_to_fp16
 from ie_jax.weights.folder import Pipeline

@@ -2,8 +2,9 @@
 
     python tests/conformance.py DIR [--only A_math 'E*' ...]
 
-DIR holds `checkpoints/` and the records of groups A to F (`docs/conformance.md`). Prints one line
-per recorded array, then `N passed, M failed`. Exit status 0: none failed; 1: some did; 2: DIR is
+DIR holds `checkpoints/` and the records of groups A to F, or the records of the methods that the
+paper compares with (`docs/conformance.md`). Prints one line per recorded array, then `N passed, M
+failed`. Exit status 0: none failed; 1: some did; 2: DIR is
 not such a folder.
 
 Records are as torch has them (NCHW), arrays of ie_jax NHWC until they are compared.
@@ -32,13 +33,13 @@ from ie_jax.data.images import preprocess
 from ie_jax.diffusion.consistency import consistency_step, per_image
 from ie_jax.diffusion.schedule import BOUNDARIES, Schedule, dynamic_guidance, make_schedule
 from ie_jax.diffusion.trajectory import Trajectory, generate, invert, with_text
-from ie_jax.editing import program
 from ie_jax.editing.editor import use_compilation_cache
-from ie_jax.editing.guidance import NEGLIGIBLE, StepRecord, Strength, norm, rescale_factor
-from ie_jax.editing.guiders import Guider, make_guider, map_difference
-from ie_jax.editing.program import Models
-from ie_jax.editing.statistics import match_statistics
 from ie_jax.errors import UserError
+from ie_jax.methods import inverse_and_edit as program
+from ie_jax.methods.guidance import NEGLIGIBLE, StepRecord, Strength, norm, rescale_factor
+from ie_jax.methods.guiders import Guider, make_guider, map_difference
+from ie_jax.methods.inverse_and_edit import Models
+from ie_jax.methods.statistics import match_statistics
 from ie_jax.models.attention import probabilities
 from ie_jax.models.execution import Execution, Precision
 from ie_jax.models.lora import merge, round_to_fp16
@@ -50,7 +51,9 @@ from ie_jax.weights.folder import Weights, convert_files
 from ie_jax.weights.layout import find_files
 from ie_jax.weights.names import local
 from tests import training_records
-from tests.comparison import EDIT, Arrays, Report
+from tests.baseline_records import CASES as BASELINES
+from tests.baseline_records import Baselines, method_of
+from tests.comparison import EDIT, LONG, Arrays, Report
 from tests.training_records import TENSORS, Training
 
 LOSSES = "F_losses"
@@ -603,6 +606,48 @@ def check(recording: Recording, case: str, report: Report) -> None:
         compare(case, ours, record)
 
 
+class BaselineRecording:
+    """A folder of records of the methods that the paper compares with."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises UserError if it is not such a folder."""
+        self.folder, self.base = folder, Baselines(folder)
+        self.cases = baseline_cases(folder)
+
+    def record(self, case: str) -> Arrays:
+        """The arrays of a case."""
+        with np.load(self.folder / f"{case}.npz") as arrays:
+            return dict(arrays)
+
+    def facts(self, case: str) -> Any:
+        """Its prompts and settings."""
+        return json.loads((self.folder / f"{case}.json").read_text(encoding="utf-8"))
+
+
+def baseline_cases(folder: Path) -> list[str]:
+    """The cases of a folder whose JSON names a method."""
+    return sorted(path.stem for path in folder.glob("*.npz") if method_of(folder, path.stem))
+
+
+def check_baseline(recording: BaselineRecording, case: str, report: Report) -> None:
+    """`check`, of such a record."""
+    method = method_of(recording.folder, case)
+    if method not in BASELINES:
+        report.waits(case, f"{method} waits for networks that are not here yet")
+        return
+    record: Arrays = {}
+    facts = recording.facts(case)
+    label = f"{LONG if facts.get('steps', 0) >= 50 else ''}{method}: {case}"
+    try:
+        record = recording.record(case)
+        ours = BASELINES[method](recording.base, facts, record)
+        ours = {name: np.asarray(x) for name, x in ours.items() if name in record}
+    except Exception as error:  # whatever it is, the other cases are still of interest
+        report.crashed(label, error, record)
+    else:
+        report.compare(label, ours, record)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(description="Compare ie_jax with a folder of recordings.")
@@ -610,8 +655,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=["*"], metavar="CASE", help="names, patterns")
     options = parser.parse_args(arguments)
     use_compilation_cache()
+    run: Any = check
     try:
-        recording = Recording(options.folder)
+        recording: Any
+        if baseline_cases(options.folder):
+            recording, run = BaselineRecording(options.folder), check_baseline
+        else:
+            recording = Recording(options.folder)
         cases = [c for c in recording.cases if any(fnmatch(c, only) for only in options.only)]
         if not cases:
             raise UserError(f"{options.folder} holds no case named {' or '.join(options.only)}")
@@ -620,7 +670,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     report = Report()
     for case in cases:
-        check(recording, case, report)
+        run(recording, case, report)
     print(report.summary())
     return 1 if report.failed else 0
 

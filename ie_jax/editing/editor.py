@@ -17,9 +17,10 @@ from ie_jax.data.images import load_image
 from ie_jax.devices import local_mesh, over_devices, place, replicated
 from ie_jax.diffusion.schedule import BETAS, Schedule, make_schedule
 from ie_jax.editing.config import EditConfig
-from ie_jax.editing.guidance import StepRecord, Strength
-from ie_jax.editing.guiders import make_guider
-from ie_jax.editing.program import (
+from ie_jax.errors import UserError
+from ie_jax.methods.guidance import StepRecord, Strength
+from ie_jax.methods.guiders import make_guider
+from ie_jax.methods.inverse_and_edit import (
     Edit,
     Inversion,
     Models,
@@ -29,7 +30,6 @@ from ie_jax.editing.program import (
     places,
     reconstruct,
 )
-from ie_jax.errors import UserError
 from ie_jax.models.execution import dtype
 from ie_jax.models.lora import round_to_fp16
 from ie_jax.models.tokenizer import Tokenizer

@@ -16,9 +16,9 @@ from ie_jax.diffusion.schedule import Schedule, cumulative_alphas, make_schedule
 from ie_jax.diffusion.trajectory import generate, with_text
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor, placed
-from ie_jax.editing.guidance import Strength
-from ie_jax.editing.program import Inversion, Models, decode_image, encode_image
 from ie_jax.errors import UserError
+from ie_jax.methods.guidance import Strength
+from ie_jax.methods.inverse_and_edit import Inversion, Models, decode_image, encode_image
 from ie_jax.models.classifier import classify
 from ie_jax.models.lpips import lpips
 from ie_jax.models.networks import denoiser, encode_text
@@ -191,7 +191,7 @@ def edit(
 
     Args:
         targets: token ids (b, e, n).
-        guidance, strength: see `ie_jax.editing.program.edit_inversion`.
+        guidance, strength: see `ie_jax.methods.inverse_and_edit.edit_inversion`.
 
     Returns:
         uint8 (b, e, h, w, 3), and whether the networks gave finite numbers, bool (b, e).

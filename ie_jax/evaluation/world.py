@@ -49,7 +49,6 @@ from ie_jax.data.world import (
     render,
 )
 from ie_jax.editing.config import EditConfig, GuiderConfig, RescalingConfig
-from ie_jax.editing.guidance import Strength
 from ie_jax.errors import UserError
 from ie_jax.evaluation.metrics import (
     Estimate,
@@ -75,6 +74,7 @@ from ie_jax.evaluation.model import (
     teacher_reconstruct,
     teacher_sample,
 )
+from ie_jax.methods.guidance import Strength
 from ie_jax.progress import Stages
 
 Results = dict[str, Any]

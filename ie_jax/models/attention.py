@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,25 @@ from ie_jax.models.execution import Execution, exact
 Heads = Float[Array, "b n h d"]
 T = TypeVar("T")
 CUDNN_MAX_HEAD_DIM = 128
+
+
+class Site(NamedTuple):
+    """An attention layer of the UNet."""
+
+    number: int
+    """In order of execution; even ones are self-attention, odd ones cross-attention."""
+    place: Literal["down", "mid", "up"]
+
+    @property
+    def is_cross(self) -> bool:
+        """Whether it attends to the text."""
+        return self.number % 2 == 1
+
+
+Control = Callable[..., tuple[Heads, Any]]
+"""(site, q, k, v, plain) -> (what the layer puts out, what to return of it beside eps or None).
+`plain(q, k, v)` is attention as `execution` has it. A control is static in structure; what it does
+may depend on arrays."""
 LARGE_MAP = 512 * 512
 """Queries times keys from which on a CPU takes the maps of all heads from memory, not its cache."""
 CPU_QUERIES = 512

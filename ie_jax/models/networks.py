@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from ie_jax.models.architecture import TextConfig, UNetConfig, VAEConfig
+from ie_jax.models.attention import Control
 from ie_jax.models.execution import WEIGHTS, Execution, Precision, saved_in_a_call
 from ie_jax.models.lora import merge, of_one_rank
 from ie_jax.models.text_encoder import TextEncoder
@@ -22,6 +23,10 @@ Latents = Float[Array, "b h w c"]
 Context = Float[Array, "b n c"]
 Network = Callable[[Latents, Array, Array, Context], tuple[Latents, Out]]
 """(z, t, w, context) -> (eps, out), with weights already given."""
+
+
+ControlledNetwork = Callable[..., tuple[Latents, Out]]
+"""(z, t, w, context, control=None) -> (eps, out): a network whose attention may be changed."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Networks:
 
 @partial(jax.jit, static_argnums=0)
 def apply_unet(
-    unet: UNet, variables: Any, z: Latents, t: Array, w: Array, context: Context
+    unet: UNet, variables: Any, z: Latents, t: Array, w: Array | None, context: Context
 ) -> tuple[Latents, Out]:
     """A call of the UNet. Jitted, so that a program with many calls traces one of each shape."""
     result: tuple[Latents, Out] = unet.apply(variables, z, t, w, context)  # type: ignore[assignment]
@@ -78,8 +83,8 @@ def denoiser(
 
 def one_denoiser(
     networks: Networks, base: Any, lora: Any = None, collect: tuple[Collect, ...] = ()
-) -> Network:
-    """`denoiser`, whose calls are not computed again as a whole."""
+) -> ControlledNetwork:
+    """`denoiser`, whose calls are not computed again as a whole, and which take a control."""
     unet = UNet(networks.architecture.unet, networks.precision, networks.execution, collect)
     if lora is None:
         variables = {"params": base}
@@ -88,8 +93,15 @@ def one_denoiser(
     else:
         variables = {"params": base, "lora": lora}
 
-    def call(z: Latents, t: Array, w: Array, context: Context) -> tuple[Latents, Out]:
-        return apply_unet(unet, variables, z, t, w, context)
+    def call(
+        z: Latents, t: Array, w: Array | None, context: Context, control: Control | None = None
+    ) -> tuple[Latents, Out]:
+        if control is None:
+            return apply_unet(unet, variables, z, t, w, context)
+        controlled: tuple[Latents, Out] = unet.clone(control=control).apply(  # type: ignore[assignment]
+            variables, z, t, w, context
+        )
+        return controlled
 
     return call
 

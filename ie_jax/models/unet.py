@@ -9,6 +9,7 @@ renaming and intermediates are found under the names the literature uses.
 """
 
 import math
+from functools import partial
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -18,7 +19,14 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from ie_jax.models.architecture import UNetConfig
-from ie_jax.models.attention import Heads, attend, attention, probabilities
+from ie_jax.models.attention import (
+    Control,
+    Heads,
+    Site,
+    attend,
+    attention,
+    probabilities,
+)
 from ie_jax.models.execution import BLOCK, Execution, Precision, dtype
 from ie_jax.models.layers import Conv, Dense, group_norm, layer_norm, upsample_nearest
 
@@ -26,11 +34,13 @@ Collect = Literal["features", "queries_keys", "maps"]
 Out = dict[str, Any]
 """What a call was asked to return beside eps:
 
-- features: {"up" | "down" | "mid": (b, h, w, c)}, the second ResNet of up block 1 and of down
-  block 1, and the middle block
+- features: {"up" | "down" | "mid" | "last" | "norm": (b, h, w, c)}: the second ResNet of up block 1
+  and of down block 1, the middle block, the last up block, and the norm after it
 - queries_keys: per self-attention layer, in upstream order (down, middle, up), (q, k), each
   (b, tokens, heads, d): what the maps are made of
 - maps: per self-attention layer, the softmax probabilities (b, heads, tokens, tokens), float32
+
+With a control, `control` is the list of what that returned, without None, in order of execution.
 """
 
 
@@ -104,12 +114,14 @@ class Attention(nn.Module):
     execution: Execution
     use_bias: bool = False
     want_maps: bool = False
+    control: Control | None = None
+    site: Site | None = None
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b n c"], context: Float[Array, "b m c2"] | None = None
-    ) -> tuple[Float[Array, "b n c"], Heads, Heads, Float[Array, "b h n m"] | None]:
-        """Returns the output, the queries, the keys and, if wanted, the maps."""
+    ) -> tuple[Float[Array, "b n c"], Heads, Heads, Float[Array, "b h n m"] | None, Any]:
+        """Returns the output, the queries, the keys, if wanted the maps, what the control saw."""
         features = x.shape[-1]
         context = x if context is None else context
 
@@ -118,14 +130,17 @@ class Attention(nn.Module):
             return y.reshape(*y.shape[:2], self.heads, features // self.heads)
 
         q, k, v = split("to_q", x), split("to_k", context), split("to_v", context)
-        maps = None
-        if self.want_maps:
+        maps = seen = None
+        if self.control is not None:
+            plain = partial(attention, execution=self.execution)
+            y, seen = self.control(self.site, q, k, v, plain)
+        elif self.want_maps:
             maps = probabilities(q, k)
             y = attend(maps, v)
         else:
             y = attention(q, k, v, self.execution)
         y = Dense(features, precision=self.precision, name="to_out_0")(y.reshape(x.shape))
-        return y, q, k, maps
+        return y, q, k, maps, seen
 
 
 class GEGLU(nn.Module):
@@ -159,20 +174,31 @@ class TransformerBlock(nn.Module):
     precision: Precision
     execution: Execution
     want_maps: bool
+    control: Control | None
+    site: Site
 
     @nn.compact
     def __call__(self, x: Array, context: Array) -> tuple[Array, Any]:
-        def attn(name: str, want_maps: bool) -> Attention:
+        def attn(name: str, want_maps: bool, offset: int) -> Attention:
+            site = self.site._replace(number=self.site.number + offset)
             return Attention(
-                self.heads, self.precision, self.execution, want_maps=want_maps, name=name
+                self.heads,
+                self.precision,
+                self.execution,
+                want_maps=want_maps,
+                control=self.control,
+                site=site,
+                name=name,
             )
 
-        y, q, k, maps = attn("attn1", self.want_maps)(layer_norm("norm1", self.precision)(x))
+        y, q, k, maps, seen = attn("attn1", self.want_maps, 0)(
+            layer_norm("norm1", self.precision)(x)
+        )
         x = x + y
-        y, *_ = attn("attn2", False)(layer_norm("norm2", self.precision)(x), context)
+        y, *_, seen_text = attn("attn2", False, 1)(layer_norm("norm2", self.precision)(x), context)
         x = x + y
         x = x + FeedForward(self.precision, name="ff")(layer_norm("norm3", self.precision)(x))
-        return x, ((q, k), maps)
+        return x, ((q, k), maps, [seen, seen_text])
 
 
 class Transformer2D(nn.Module):
@@ -183,6 +209,9 @@ class Transformer2D(nn.Module):
     precision: Precision
     execution: Execution
     want_maps: bool
+    control: Control | None
+    site: Site
+    """Of its self-attention."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], context: Array) -> tuple[Array, Any]:
@@ -194,7 +223,13 @@ class Transformer2D(nn.Module):
         h = project("proj_in", group_norm("norm", self.groups, 1e-6, self.precision)(x))
         h = h.reshape(b, height * width, features)
         block = TransformerBlock(
-            self.heads, self.precision, self.execution, self.want_maps, name="transformer_blocks_0"
+            self.heads,
+            self.precision,
+            self.execution,
+            self.want_maps,
+            self.control,
+            self.site,
+            name="transformer_blocks_0",
         )
         h, tap = block(h, context)
         return x + project("proj_out", h.reshape(x.shape)), tap
@@ -231,6 +266,9 @@ class UNetBlock(nn.Module):
     precision: Precision
     execution: Execution
     want_maps: bool
+    control: Control | None
+    site: int
+    """The number of its first attention layer."""
 
     @nn.compact
     def __call__(
@@ -260,6 +298,8 @@ class UNetBlock(nn.Module):
                 self.precision,
                 self.execution,
                 self.want_maps,
+                self.control,
+                Site(self.site + 2 * i, self.kind),
                 name=f"attentions_{i}",
             )(y, context)
             taps.append(tap)
@@ -296,6 +336,7 @@ class UNet(nn.Module):
     precision: Precision = Precision()
     execution: Execution = Execution()
     collect: tuple[Collect, ...] = ()
+    control: Control | None = None
 
     @nn.compact
     def __call__(
@@ -315,6 +356,8 @@ class UNet(nn.Module):
         widths, depth = config.block_out_channels, len(config.block_out_channels)
         heads = [h if a else 0 for h, a in zip(config.heads, config.down_attention, strict=True)]
 
+        taps: list[Any] = []
+
         def block(kind: Any, level: int, heads: int, resample: bool, name: str) -> UNetBlock:
             return UNetBlock(
                 kind,
@@ -325,6 +368,8 @@ class UNet(nn.Module):
                 precision,
                 self.execution,
                 "maps" in self.collect,
+                self.control,
+                2 * len(taps),
                 name=name,
             )
 
@@ -337,7 +382,6 @@ class UNet(nn.Module):
         context = context.astype(compute)
         x = checkpoint_name(Conv(widths[0], precision=precision, name="conv_in")(z), BLOCK)
         skips: tuple[Array, ...] = (x,)
-        taps: list[Any] = []
         features: dict[str, Array | None] = {}
         for i in range(depth):
             down = block("down", i, heads[i], i < depth - 1, f"down_blocks_{i}")
@@ -357,16 +401,18 @@ class UNet(nn.Module):
             if i == 1:
                 features["up"] = second
 
-        x = nn.silu(
-            group_norm("conv_norm_out", config.norm_num_groups, config.norm_eps, precision)(x)
-        )
-        eps = Conv(config.out_channels, precision=precision, name="conv_out")(x)
+        features["last"] = x
+        x = group_norm("conv_norm_out", config.norm_num_groups, config.norm_eps, precision)(x)
+        features["norm"] = x
+        eps = Conv(config.out_channels, precision=precision, name="conv_out")(nn.silu(x))
 
         out: Out = {}
         if "features" in self.collect:
             out["features"] = {k: v for k, v in features.items() if v is not None}
         if "queries_keys" in self.collect:
-            out["queries_keys"] = [qk for qk, _ in taps]
+            out["queries_keys"] = [qk for qk, _, _ in taps]
         if "maps" in self.collect:
-            out["maps"] = [maps for _, maps in taps]
+            out["maps"] = [maps for _, maps, _ in taps]
+        if self.control is not None:
+            out["control"] = [x for _, _, seen in taps for x in seen if x is not None]
         return eps.astype(dtype(precision.output)), out

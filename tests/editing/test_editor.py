@@ -21,8 +21,8 @@ from ie_jax.editing.editor import (
     prompt_rows,
     use_compilation_cache,
 )
-from ie_jax.editing.program import Inversion
 from ie_jax.errors import UserError
+from ie_jax.methods.inverse_and_edit import Inversion
 from ie_jax.models.tokenizer import PromptCut
 from ie_jax.weights.facts import Facts
 from ie_jax.weights.folder import Pipeline

@@ -23,9 +23,9 @@ from ie_jax.devices import BATCH, LATER, WHOLE
 from ie_jax.diffusion.consistency import Latents, consistency_step
 from ie_jax.diffusion.schedule import Schedule
 from ie_jax.diffusion.trajectory import generate, invert, per_step, with_text
-from ie_jax.editing.guidance import StepRecord, Strength, guide
-from ie_jax.editing.guiders import Guider
-from ie_jax.editing.statistics import match_statistics, mean_std
+from ie_jax.methods.guidance import StepRecord, Strength, guide
+from ie_jax.methods.guiders import Guider
+from ie_jax.methods.statistics import match_statistics, mean_std
 from ie_jax.models.networks import Context, Network, Networks, denoiser, encode_text, vae
 from ie_jax.models.pixels import Pixels, from_uint8, to_uint8
 from ie_jax.models.unet import Out

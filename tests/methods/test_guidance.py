@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ie_jax.editing.guidance import guide, norm, rescale_factor
+from ie_jax.methods.guidance import guide, norm, rescale_factor
 
 
 def latents(seed: int) -> jax.Array:

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ie_jax.editing.guiders import (
+from ie_jax.errors import UserError
+from ie_jax.methods.guiders import (
     feature_energy,
     make_guider,
     map_difference,
     self_attention_energy,
 )
-from ie_jax.errors import UserError
 from ie_jax.models import attention
 
 

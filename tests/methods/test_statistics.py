@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ie_jax.editing.statistics import match_statistics, mean_std
+from ie_jax.methods.statistics import match_statistics, mean_std
 from ie_jax.models.pixels import from_uint8, to_uint8
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ie_jax.diffusion.schedule import Schedule, make_schedule
-from ie_jax.editing.guidance import Strength
-from ie_jax.editing.guiders import make_guider
-from ie_jax.editing.program import Models, edit_images, invert_images
+from ie_jax.methods.guidance import Strength
+from ie_jax.methods.guiders import make_guider
+from ie_jax.methods.inverse_and_edit import Models, edit_images, invert_images
 from ie_jax.models.execution import Execution
 from ie_jax.models.lora import lora_shapes
 from ie_jax.models.shapes import draw, text_encoder_shapes, unet_shapes, vae_shapes
