@@ -317,8 +317,9 @@ def null_text_case(base: Baselines, facts: Mapping[str, Any], record: Arrays) ->
     recorded = jnp.asarray(record["null_embeddings"])[:, None]
     starts = jnp.concatenate([case.empty[None], recorded[:-1]])
     latents = nhwc(record["opt_latent_cur"])[:, None]
-    goals = case.there.latents[-2::-1]
+    goals = nhwc(record["inv_latents"])[-2::-1, None]
 
+    @functools.cache
     def of_step(i: int) -> Any:
         """The step from its recorded start."""
         step = jax.tree.map(lambda x: x[i : i + 1], case.down)
@@ -328,7 +329,7 @@ def null_text_case(base: Baselines, facts: Mapping[str, Any], record: Arrays) ->
 
     def gradient(i: int, u: Any) -> Any:
         step = jax.tree.map(lambda x: x[i], case.down)
-        given = (latents[i], goals[i], found.eps_c[i], case.w, step, u)
+        given = (latents[i], goals[i], of_step(i).eps_c[0], case.w, step, u)
         return inner_gradient(base.networks, base.unet, *given)
 
     kept = record.get("opt_steps", np.arange(case.n))
