@@ -23,6 +23,8 @@ LATER: Any = P(None, (DATA, FSDP))
 """Items along the second axis."""
 WHOLE: Any = P()
 """The whole array on every device."""
+PATIENCE = 7 * 24 * 3600
+"""Seconds that processes wait for each other at the end."""
 SMALLEST = 2**16
 """Numbers in a leaf from which it is worth cutting."""
 
@@ -137,6 +139,12 @@ def join(
     if not distributed and None in address:
         raise UserError("--coordinator, --processes and --process-id go together: one is missing")
     try:
-        jax.distributed.initialize(*address)
+        jax.distributed.initialize(*address, shutdown_timeout_seconds=PATIENCE)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"cannot join the other processes: {error}") from error
+
+
+def part() -> None:
+    """Wait until all processes are done: the first one to end would take the others along."""
+    if jax.process_count() > 1:
+        jax.distributed.shutdown()

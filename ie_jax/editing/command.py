@@ -16,7 +16,7 @@ from ie_jax.cli import run
 from ie_jax.config import parse
 from ie_jax.data.images import load_image, preprocess
 from ie_jax.data.world import caption, draw_edit, draw_scene, render
-from ie_jax.devices import join, local_mesh
+from ie_jax.devices import join, local_mesh, part
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor, EditResult, schedule_of
 from ie_jax.editing.images import (
@@ -124,7 +124,7 @@ def edit_one(request: EditRequest, config: EditConfig, given: Sequence[str]) -> 
     facts = check_model(config)
     if not demo:
         load_image(photo, 64)  # a broken photo is found before gigabytes are read
-        advise(facts, given)
+        advise(facts, config, given)
     check_free(pictures, record, [] if demo else [Path(photo)], request.overwrite)
 
     stages = Stages(request.quiet)
@@ -180,7 +180,7 @@ def edit_all(request: EditRequest, config: EditConfig, given: Sequence[str]) -> 
         raise UserError(f"--batch-size {size} must be a multiple of the {mesh.size} devices")
     main = jax.process_index() == 0
     if main:
-        advise(facts, given)
+        advise(facts, config, given)
     with write_errors(output):
         output.mkdir(parents=True, exist_ok=True)
     own = jobs[jax.process_index() :: jax.process_count()]
@@ -205,6 +205,7 @@ def edit_all(request: EditRequest, config: EditConfig, given: Sequence[str]) -> 
         panels=request.side_by_side,
         quiet=quiet,
     )
+    part()
     if tally.broken and not tally.done + tally.finished_before:
         raise UserError(f"none of {len(own)} images could be edited: see above")
     counts = {
@@ -226,9 +227,9 @@ def check_model(config: EditConfig) -> Facts:
     return facts
 
 
-def advise(facts: Facts, given: Sequence[str]) -> None:
+def advise(facts: Facts, config: EditConfig, given: Sequence[str]) -> None:
     """Print the `advice`."""
-    for line in advice(facts, "model" in given or "config" in given):
+    for line in advice(facts, "model" in given or config.model != EditConfig().model):
         print(line, file=sys.stderr, flush=True)
 
 

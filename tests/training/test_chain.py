@@ -2,24 +2,33 @@
 
 import itertools
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from ie_jax.config import build as make
+from ie_jax.config import read_yaml
 from ie_jax.data.world import ATTRIBUTES, WORDS
+from ie_jax.devices import make_mesh
 from ie_jax.errors import UserError
 from ie_jax.models.classifier import classify
+from ie_jax.models.lora import lora_shapes
+from ie_jax.models.shapes import draw
 from ie_jax.training.command import fine_tune
+from ie_jax.training.stage import initial_state
+from ie_jax.training.stages import TrainConfig, build
+from ie_jax.training.step import make_step
 from ie_jax.weights.facts import Facts
-from ie_jax.weights.folder import read_blueprint, read_parts
+from ie_jax.weights.folder import read_blueprint, read_parts, shapes, write_parts
 from ie_jax.weights.formats import read_metadata
 from ie_jax.weights.judges import VALUES, load_classifier
-from ie_jax.weights.layout import PARTS, PIPELINE
+from ie_jax.weights.layout import PARTS, PIPELINE, Part
 from ie_jax.weights.load import facts_before_loading, load_pipeline
 from ie_jax.weights.untrained import write_word_tokenizer
 from tests.conftest import ROOT
@@ -64,8 +73,8 @@ def run(stage: str, model: Path, folder: Path, *options: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """The model folder after each stage."""
+def begun(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The model folder after each of the first stages."""
     root = tmp_path_factory.mktemp("chain")
     for path in BLUEPRINT.rglob("*"):
         if path.is_file():
@@ -77,11 +86,19 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     folders = {"blueprint": root / "blueprint"}
     model = folders["blueprint"]
-    for stage in ("autoencoder", "perceptual", "classifier", "denoiser", "guidance", "consistency"):
+    for stage in ("autoencoder", "perceptual", "classifier"):
         model = folders[stage] = run(stage, model, root / stage)
-    perceptual = ("--perceptual", str(folders["perceptual"] / "perceptual.safetensors"))
-    folders["cycle"] = run("cycle", model, root / "cycle", *perceptual)
-    yield folders
+    return folders
+
+
+@pytest.fixture(scope="module")
+def chain(begun: dict[str, Path]) -> dict[str, Path]:
+    """The model folder after every stage."""
+    folders, root = dict(begun), begun["blueprint"].parent
+    model = folders["classifier"]
+    for stage in ("denoiser", "guidance", "consistency", "cycle"):
+        model = folders[stage] = run(stage, model, root / stage)
+    return folders
 
 
 def validations(run: Path) -> list[float]:
@@ -90,15 +107,27 @@ def validations(run: Path) -> list[float]:
     return [line["validation/mse"] for line in lines if "validation/mse" in line]
 
 
-@pytest.mark.long("the first one trains all seven stages")
-@pytest.mark.parametrize("stage", ["autoencoder", "denoiser"])
-def test_training_goes_on_from_a_model(chain: dict[str, Path], stage: str, tmp_path: Path) -> None:
+@pytest.mark.long("the first one trains three stages")
+def test_training_goes_on_from_a_model(begun: dict[str, Path], tmp_path: Path) -> None:
+    goes_on(begun, "autoencoder", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_training_of_the_denoiser_goes_on(chain: dict[str, Path], tmp_path: Path) -> None:
+    goes_on(chain, "denoiser", tmp_path)
+
+
+def goes_on(chain: dict[str, Path], stage: str, tmp_path: Path) -> None:
+    """A further run starts where the one before ended."""
     new = run(stage, chain[stage], tmp_path / "on", "--start", "model").parent
     before, after = validations(chain[stage].parent), validations(new)
     assert after[0] == pytest.approx(before[-1], rel=1e-3)
     assert before[0] != pytest.approx(before[-1], rel=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_last_folder_is_a_model_like_the_published(chain: dict[str, Path]) -> None:
     folder = str(chain["cycle"])
     pipeline = load_pipeline(folder)
@@ -114,7 +143,18 @@ def test_the_last_folder_is_a_model_like_the_published(chain: dict[str, Path]) -
     assert any((old[name] != new[name]).any() for name in old)
 
 
+def test_the_first_stages_change_their_own_parts_and_no_others(begun: dict[str, Path]) -> None:
+    own_parts(begun)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_each_stage_changes_its_own_parts_and_no_others(chain: dict[str, Path]) -> None:
+    own_parts(chain)
+
+
+def own_parts(chain: dict[str, Path]) -> None:
+    """A stage writes its own parts and leaves all others."""
     stages = list(chain)
     new = {
         "autoencoder": {"vae"},
@@ -136,12 +176,13 @@ def test_each_stage_changes_its_own_parts_and_no_others(chain: dict[str, Path]) 
         assert found == new.get(after, set()), after
 
 
-def test_latents_have_unit_variance_after_the_first_stage(chain: dict[str, Path]) -> None:
-    config = json.loads((chain["autoencoder"] / PIPELINE / "vae" / "config.json").read_text())
+def test_latents_have_unit_variance_after_the_first_stage(begun: dict[str, Path]) -> None:
+    config = json.loads((begun["autoencoder"] / PIPELINE / "vae" / "config.json").read_text())
     assert config["scaling_factor"] == 1.0
-    assert read_parts(chain["autoencoder"], ["vae"])["vae"]["quant_conv"]["kernel"].shape[-1] == 16
+    assert read_parts(begun["autoencoder"], ["vae"])["vae"]["quant_conv"]["kernel"].shape[-1] == 16
 
 
+@pytest.mark.slow
 def test_files_say_how_they_were_trained(chain: dict[str, Path]) -> None:
     facts = read_metadata(chain["cycle"] / PARTS["fine_tuned"])
     assert facts["stage"] == "cycle"
@@ -149,11 +190,36 @@ def test_files_say_how_they_were_trained(chain: dict[str, Path]) -> None:
     assert facts["data"] == "world"
 
 
-def test_the_classifier_comes_along(chain: dict[str, Path]) -> None:
-    params = load_classifier(chain["cycle"] / "classifier.safetensors")
+def test_the_classifier_comes_along(begun: dict[str, Path]) -> None:
+    params = load_classifier(begun["classifier"] / "classifier.safetensors")
     logits = classify(params, jnp.zeros((2, 64, 64, 3)))
     assert {name: x.shape for name, x in logits.items()} == {n: (2, c) for n, c in VALUES.items()}
     assert {name: len(values) for name, values in ATTRIBUTES.items()} == VALUES
+
+
+@pytest.mark.parametrize("stage", ["denoiser", "guidance", "consistency", "cycle"])
+def test_the_step_of_each_later_stage_is_one_program(
+    begun: dict[str, Path], stage: str, tmp_path: Path
+) -> None:
+    """It is traced and not compiled, on random weights in the place of the stages before."""
+    folder = tmp_path / "model"
+    arch = read_blueprint(begun["classifier"]).architecture
+    networks: tuple[Part, ...] = ("text_encoder", "denoiser", "unet")
+    loras: tuple[Part, ...] = ("forward", "backward")
+    parts: dict[Part, Any] = {name: draw(shapes(name, arch), 1) for name in networks}
+    parts |= {name: draw(lora_shapes(parts["unet"], 2), 2) for name in loras}
+    write_parts(folder, begun["classifier"], parts, {})
+    perceptual = str(begun["perceptual"] / "perceptual.safetensors")
+    settings = read_yaml(CONFIGS / f"{stage}.yaml") | {"model": str(folder)}
+    settings |= {"perceptual": perceptual} if stage == "cycle" else {}
+    recipe = build(make(TrainConfig, settings, stage))
+    state = initial_state(recipe.stage, recipe.params)
+    batch = {"pixels": np.zeros((2, 64, 64, 3), np.uint8), "ids": np.zeros((2, 16), np.int32)}
+    step = make_step(recipe.stage, make_mesh(devices=jax.devices()[:1]))
+    after, metrics = jax.eval_shape(step, state, recipe.frozen, batch, jax.random.key(0))
+    same = jax.tree.map(lambda x, y: x.shape == y.shape, after, state)
+    assert jax.tree.all(same)
+    assert {f"{name}/loss" for name in recipe.stage.losses} <= set(metrics)
 
 
 def test_a_stage_without_what_it_needs_says_so(tmp_path: Path) -> None:

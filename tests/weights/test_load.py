@@ -343,8 +343,9 @@ def test_published_models_have_their_own_grids(
 def test_a_schedule_that_does_not_fit_is_refused_before_anything_is_fetched(
     server: Server,
 ) -> None:
+    config = EditConfig("icd-sd15-3steps", cfg_schedule=(0, 7, 11, 19))
     with pytest.raises(UserError, match="cfg_schedule has 4 values, but there are 3 steps"):
-        Editor.from_pretrained("icd-sd15-3steps", progress=False)
+        Editor.from_pretrained(config=config, progress=False)
     assert server.requests == []
 
 
