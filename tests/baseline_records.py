@@ -713,7 +713,7 @@ def guided_case(base: Baselines, facts: Mapping[str, Any], record: Arrays) -> Ou
         "inv_eps": nchw(there.eps[:, 0])[record["inv_eps_steps"]],
         "inv_eps_steps": record["inv_eps_steps"],
         "inv_t": t[::-1],
-        "emb_uncond": uncond[0] if config["inversion_type"] == "npinv" else empty[0],
+        "emb_uncond": empty[0],
         "emb_src": source[0],
         "emb_trg": target[0],
         "internal_steps": kept,

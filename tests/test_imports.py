@@ -16,6 +16,7 @@ ALLOWED = {
     "models": set(),
     "diffusion": {"models"},
     "weights": {"models", "diffusion"},
+    "methods": {"devices", "models", "diffusion", "weights"},
     "config": set(),
     "cli": set(),
     "progress": set(),
@@ -23,6 +24,7 @@ ALLOWED = {
     "data": {"devices", "models", "weights", "diffusion", "config", "cli", "progress"},
     "editing": {
         "devices",
+        "methods",
         "models",
         "weights",
         "diffusion",
@@ -35,7 +37,7 @@ ALLOWED = {
     "training": {"devices", "models", "weights", "diffusion", "config", "cli", "progress", "data"},
     "evaluation": {
         *("models", "weights", "diffusion", "config", "cli", "progress", "products", "data"),
-        *("devices", "editing", "training"),
+        *("devices", "methods", "editing", "training"),
     },
 }
 OPEN = {"errors", "files", "__version__"}

@@ -29,6 +29,8 @@ from ie_jax.editing.images import (
 from ie_jax.editing.jobs import jobs_of_folder, jobs_of_list
 from ie_jax.editing.many import edit_many
 from ie_jax.errors import UserError
+from ie_jax.methods.inverse_and_edit import Inversion
+from ie_jax.methods.table import METHODS
 from ie_jax.products import check_free, leave
 from ie_jax.progress import Stages
 from ie_jax.weights.facts import WORLD, Facts
@@ -113,6 +115,8 @@ def edit_one(request: EditRequest, config: EditConfig, given: Sequence[str]) -> 
     output = Path(ONE if request.output is None else request.output)
     if not output.name:
         raise UserError("--output is empty: name a picture, such as edit.png")
+    if request.reconstruct and config.method != "ours":
+        raise UserError(f"--reconstruct is of our method, not of {config.method}")
     paths = [] if demo else output_paths(output, len(targets))
     panel = output if demo else output.with_stem(f"{output.stem}-side-by-side")
     want_panel = demo or request.side_by_side
@@ -132,13 +136,17 @@ def edit_one(request: EditRequest, config: EditConfig, given: Sequence[str]) -> 
         config=config, offline=request.offline, progress=not request.quiet, announce=stages
     )
     pixels = preprocess(render(example.source), editor.size) if demo else editor.load(photo)
-    if targets:
+    ours = config.method == "ours"
+    inversion: Inversion | None = None
+    if targets and not ours:
+        result = editor.result(editor.apply(pixels, source, targets))
+    elif targets:
         inversion, result = editor(pixels, source, targets)
     else:
         inversion, result = editor.invert(pixels, source), None
     edits = [] if result is None else list(result.images[0])
     panels = [("source", pixels)]
-    if want_panel or result is None:
+    if inversion is not None and (want_panel or result is None):
         panels.append(("reconstruction", editor.reconstruct(inversion)[0]))
     panels += list(zip(targets, edits, strict=True))
 
@@ -287,11 +295,20 @@ def settings(
         "request": asdict(request),
         "given": list(given),
         "config": asdict(config),
+        "evaluations": evaluations(config),
         "diagnostics": {name: x.tolist() for name, x in diagnostics.items()},
         "seconds": {name: round(value, 3) for name, value in stages.seconds.items()},
         "versions": versions(),
         "device": {"platform": device.platform, "kind": device.device_kind},
     }
+
+
+def evaluations(config: EditConfig) -> int | None:
+    """Of the network, for one edit by another method, at most; None for ours, where the settings
+    tell."""
+    if config.method == "ours":
+        return None
+    return METHODS[config.method].evaluations(config.baseline)
 
 
 def versions() -> dict[str, str]:

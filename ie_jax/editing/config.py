@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ie_jax.errors import UserError
+from ie_jax.methods.table import MethodConfig, Name
 from ie_jax.models.execution import Execution, Precision
 
 
@@ -82,6 +83,10 @@ class EditConfig:
     its file name in a model's folder that holds several."""
     backward: str | None = None
     """The backward LoRA, likewise."""
+    method: Literal["ours"] | Name = "ours"
+    """ours, or another of docs/methods.md, whose settings are below `baseline`."""
+    baseline: MethodConfig = field(default_factory=MethodConfig)
+    """Settings of the methods that are not ours."""
     boundaries: tuple[int, ...] | None = None
     """Timesteps between the segments, rising. None: those the model was trained for."""
     start_timestep: int | None = None

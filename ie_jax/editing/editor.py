@@ -16,6 +16,7 @@ from PIL import Image
 from ie_jax.data.images import load_image
 from ie_jax.devices import local_mesh, over_devices, place, replicated
 from ie_jax.diffusion.schedule import BETAS, Schedule, make_schedule
+from ie_jax.editing.by_method import METHOD_PLACES, Words, edit_by
 from ie_jax.editing.config import EditConfig
 from ie_jax.errors import UserError
 from ie_jax.methods.guidance import StepRecord, Strength
@@ -30,6 +31,7 @@ from ie_jax.methods.inverse_and_edit import (
     places,
     reconstruct,
 )
+from ie_jax.methods.table import METHODS, numbers_of, size_of
 from ie_jax.models.execution import dtype
 from ie_jax.models.lora import round_to_fp16
 from ie_jax.models.tokenizer import Tokenizer
@@ -146,14 +148,21 @@ class Editor:
             "reconstruct": reconstruct,
             "invert and edit": edit_images,
         }
+        where = places(self.models)
+        if config.method != "ours":
+            method = METHODS[config.method].edit
+            functions[config.method] = partial(
+                edit_by, method=method, size=size_of(config.baseline)
+            )
+            where[config.method] = METHOD_PLACES
         self.programs = {
             name: Program(
                 name,
-                over_devices(partial(functions[name], self.models), self.mesh, *where),
+                over_devices(partial(functions[name], self.models), self.mesh, *at),
                 announce,
                 config.execution.compiler_options,
             )
-            for name, where in places(self.models).items()
+            for name, at in where.items()
         }
 
     @classmethod
@@ -317,6 +326,42 @@ class Editor:
         )
         return inversion, edit
 
+    def apply(
+        self,
+        images: Picture | Sequence[Picture],
+        source: str | Sequence[str],
+        prompts: str | Sequence[str] | Sequence[Sequence[str]],
+        seed: Seed = None,
+    ) -> Edit:
+        """Edits by the config's method, whichever it is; finite or not.
+
+        Raises:
+            UserError: the prompts do not suit the method.
+        """
+        if self.config.method == "ours":
+            return self.run(images, source, prompts, seed)[1]
+        pixels = self.batch(images)
+        sources = one_each(source, len(pixels), "source prompts")
+        rows = prompt_rows(prompts, len(pixels))
+        words = Words(self.tokenizer, self.models.architecture.text.max_position_embeddings)
+        tables = [
+            stacked([words.edits(text, target, self.config) for target in row])
+            for text, row in zip(sources, rows, strict=True)
+        ]
+        result: Edit = self.programs[self.config.method](
+            self.weights,
+            pixels,
+            self.ids(sources),
+            np.stack([self.ids(row) for row in rows]),
+            self.ids([""]),
+            self.noise(pixels, seed),
+            self.schedule,
+            stacked(tables),
+            numbers_of(self.config.baseline),
+            jnp.float32(self.config.match_statistics),
+        )
+        return result
+
     def edit_arguments(
         self,
         b: int,
@@ -382,6 +427,11 @@ def schedule_of(
     schedule = make_schedule(boundaries, start, guidance, config.start_noise, betas)
     config.scales(schedule.steps)
     return schedule
+
+
+def stacked(trees: Sequence[Any]) -> Any:
+    """Trees of one structure as one, with a new first axis."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
 def require_finite(finite: jax.Array) -> None:

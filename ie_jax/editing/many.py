@@ -172,7 +172,7 @@ def edited(
     """Results, uint8 (b, e, h, w, 3), and whether they are finite, bool (b, e)."""
     # Filled up to the one size for which the program is compiled.
     filled = [*batch, *itertools.repeat(batch[-1], size - len(batch))]
-    _, edit = editor.run(
+    edit = editor.apply(
         [pixels for _, pixels in filled],
         [job.source for job, _ in filled],
         [list(job.targets) for job, _ in filled],

@@ -85,14 +85,16 @@ def places(models: Models) -> dict[str, tuple[tuple[Any, ...], Any]]:
     }
 
 
-def encode_image(models: Models, weights: Weights, pixels: Pixels) -> Latents:
+def encode_image(models: Networks, weights: Weights, pixels: Pixels) -> Latents:
     """Pixels to the latent of the posterior mean."""
     variables = {"params": weights.vae}
     z: Latents = vae(models).apply(variables, from_uint8(pixels), method="encode")  # type: ignore[assignment]
     return z
 
 
-def decode_image(models: Models, weights: Weights, z: Latents) -> tuple[Pixels, Bool[Array, " b"]]:
+def decode_image(
+    models: Networks, weights: Weights, z: Latents
+) -> tuple[Pixels, Bool[Array, " b"]]:
     """Latents to pixels, and whether the autoencoder gave finite numbers."""
     x: Array = vae(models).apply({"params": weights.vae}, z, method="decode")  # type: ignore[assignment]
     return to_uint8(x), jnp.isfinite(x).all(axis=(1, 2, 3))
@@ -131,7 +133,7 @@ def reconstruct(
 
 
 def finish(
-    models: Models, weights: Weights, z: Latents, inversion: Inversion, match: Float[Array, ""]
+    models: Networks, weights: Weights, z: Latents, inversion: Inversion, match: Float[Array, ""]
 ) -> tuple[Pixels, Bool[Array, " m"]]:
     """Decode, and where `match` is 1 take over the source's statistics. And whether the result is
     finite."""

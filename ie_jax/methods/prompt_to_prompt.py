@@ -30,13 +30,13 @@ LARGEST = 32 * 32
 class Edits:
     """What the target takes over. b images, n steps."""
 
-    matrix: Float[Array, "b 77 77"]
+    matrix: Float[Array, "b m m"]
     """Source tokens to target tokens, see `prompts.Alignment`."""
-    own: Float[Array, "b 77"]
+    own: Float[Array, "b m"]
     """How much a target token keeps of its own map."""
-    equalizer: Float[Array, "b 77"]
+    equalizer: Float[Array, "b m"]
     """Factors of the taken maps; 1 leaves them."""
-    cross: Float[Array, "n1 b 77"]
+    cross: Float[Array, "n1 b m"]
     """1 in the steps in which a token takes over cross-attention; one row more than steps."""
     self_steps: Int[Array, " 2"]
     """First step, and the one after the last, in which self-attention is taken over."""
@@ -46,9 +46,9 @@ class Edits:
 class Blend:
     """Where the target may differ from the source: around the words' maps."""
 
-    words: Float[Array, "2 b 77"]
+    words: Float[Array, "2 b m"]
     """1 for the tokens that count, of the source and of the target prompt."""
-    without: Float[Array, "2 b 77"]
+    without: Float[Array, "2 b m"]
     """Tokens around which it may not."""
     threshold: Float[Array, ""]
     without_threshold: Float[Array, ""]
@@ -81,7 +81,7 @@ def control_of(
     edits: Edits,
     step: Int[Array, ""],
     groups: int,
-    words: Float[Array, "k 2 b 77"] | None = None,
+    words: Float[Array, "k 2 b m"] | None = None,
     largest: int = LARGEST,
     probe: Sequence[int] = (),
 ) -> Control:

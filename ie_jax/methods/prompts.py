@@ -1,8 +1,8 @@
 """How the words of two prompts belong to each other, for Prompt-to-Prompt and its kin.
 
 All of it is worked out on the host, with numpy, from token ids and texts. The results are arrays of
-one size (77 tokens), so that another prompt recompiles nothing. The rules are those of the
-published code, slips included, since its results depend on them.
+one size (the text encoder's, 77 tokens), so that another prompt recompiles nothing. The rules are
+those of the published code, slips included, since its results depend on them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +26,9 @@ class Alignment(NamedTuple):
     """
 
     matrix: np.ndarray
-    """float32 (77, 77): from source to target tokens."""
+    """float32 (length, length): from source to target tokens."""
     own: np.ndarray
-    """float32 (77): 1 for target tokens that have no source token."""
+    """float32 (length): 1 for target tokens that have no source token."""
 
 
 def global_alignment(source: Sequence[int], target: Sequence[int]) -> list[int]:
@@ -58,10 +58,12 @@ def global_alignment(source: Sequence[int], target: Sequence[int]) -> list[int]:
     return found
 
 
-def refine_mapper(source: Sequence[int], target: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """For each of 77 target positions its source position (-1: none, then the weight is 0), and the
+def refine_mapper(
+    source: Sequence[int], target: Sequence[int], length: int = LENGTH
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each target position its source position (-1: none, then the weight is 0), and the
     weights. Beyond the target's tokens each position is its own."""
-    mapper, weights = np.arange(LENGTH), np.ones(LENGTH, np.float32)
+    mapper, weights = np.arange(length), np.ones(length, np.float32)
     found = np.array(global_alignment(source, target))
     mapper[: len(found)] = found
     weights[: len(found)] = found != -1
@@ -70,8 +72,8 @@ def refine_mapper(source: Sequence[int], target: Sequence[int]) -> tuple[np.ndar
 
 def refine(mapper: np.ndarray, weights: np.ndarray) -> Alignment:
     """The alignment of a `refine_mapper`."""
-    matrix = np.zeros((LENGTH, LENGTH), np.float32)
-    matrix[mapper, np.arange(LENGTH)] = weights  # -1 is the last token, with weight 0
+    matrix = np.zeros((len(mapper), len(mapper)), np.float32)
+    matrix[mapper, np.arange(len(mapper))] = weights  # -1 is the last token, with weight 0
     return Alignment(matrix, 1 - weights)
 
 
@@ -95,7 +97,9 @@ def tokens_of(text: str, word: str, encode: Encode, decode: Decode) -> list[int]
     return words_tokens(text, numbers, encode, decode)
 
 
-def replace(source: str, target: str, encode: Encode, decode: Decode) -> Alignment:
+def replace(
+    source: str, target: str, encode: Encode, decode: Decode, length: int = LENGTH
+) -> Alignment:
     """Word for word: prompts of equally many words.
 
     Raises:
@@ -111,9 +115,9 @@ def replace(source: str, target: str, encode: Encode, decode: Decode) -> Alignme
     pairs = [
         tuple(words_tokens(text, [i], encode, decode) for text in (source, target)) for i in numbers
     ]
-    matrix = np.zeros((LENGTH, LENGTH), np.float32)
+    matrix = np.zeros((length, length), np.float32)
     i = j = done = 0
-    while i < LENGTH and j < LENGTH:
+    while i < length and j < length:
         if done < len(pairs) and pairs[done][0][0] == i:
             ours, theirs = pairs[done]
             if len(ours) == len(theirs):
@@ -128,22 +132,28 @@ def replace(source: str, target: str, encode: Encode, decode: Decode) -> Alignme
         else:  # after the last word that differs, by the target's number alone
             matrix[j, j] = 1
             i, j = i + 1, j + 1
-    return Alignment(matrix, np.zeros(LENGTH, np.float32))
+    return Alignment(matrix, np.zeros(length, np.float32))
 
 
 def equalizer(
-    text: str, factors: Mapping[str, float], encode: Encode, decode: Decode
+    text: str,
+    factors: Mapping[str, float],
+    encode: Encode,
+    decode: Decode,
+    length: int = LENGTH,
 ) -> np.ndarray:
-    """Factors of 77 tokens: those of the words named, in the target prompt; 1 elsewhere."""
-    values = np.ones(LENGTH, np.float32)
+    """Factors of all tokens: those of the words named, in the target prompt; 1 elsewhere."""
+    values = np.ones(length, np.float32)
     for word, factor in factors.items():
         values[tokens_of(text, word, encode, decode)] = factor
     return values
 
 
-def word_mask(text: str, words: Sequence[str], encode: Encode, decode: Decode) -> np.ndarray:
-    """1 for the tokens of these words, 0 elsewhere: float32 (77)."""
-    mask = np.zeros(LENGTH, np.float32)
+def word_mask(
+    text: str, words: Sequence[str], encode: Encode, decode: Decode, length: int = LENGTH
+) -> np.ndarray:
+    """1 for the tokens of these words, 0 elsewhere: float32 (length)."""
+    mask = np.zeros(length, np.float32)
     for word in words:
         mask[tokens_of(text, word, encode, decode)] = 1
     return mask
@@ -156,14 +166,15 @@ def time_table(
     text: str,
     encode: Encode,
     decode: Decode,
+    length: int = LENGTH,
 ) -> np.ndarray:
-    """In which steps a token takes the source's attention: 1 or 0, float32 (steps + 1, 77).
+    """In which steps a token takes the source's attention: 1 or 0, float32 (steps + 1, length).
 
     Args:
         default: the share of steps, from the start or from one share to another.
         words: shares of single words of the target prompt, in place of the default.
     """
-    table = np.zeros((steps + 1, LENGTH), np.float32)
+    table = np.zeros((steps + 1, length), np.float32)
 
     def fill(share: float | tuple[float, float], columns: Sequence[int] | slice) -> None:
         first, last = share if isinstance(share, tuple) else (0.0, share)

@@ -1,0 +1,129 @@
+"""Edits by the methods of `ie_jax.methods.table`: prompts in, pictures out, as with our own."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ie_jax.devices import BATCH, LATER, WHOLE
+from ie_jax.diffusion.consistency import Latents
+from ie_jax.diffusion.schedule import Schedule
+from ie_jax.editing.config import EditConfig
+from ie_jax.methods import prompts
+from ie_jax.methods.inverse_and_edit import Edit as Result
+from ie_jax.methods.inverse_and_edit import Inversion, encode_image, finish
+from ie_jax.methods.prompt_to_prompt import Edits
+from ie_jax.methods.statistics import mean_std
+from ie_jax.methods.table import Edit, Numbers, Request, Size
+from ie_jax.models.networks import Networks, encode_text
+from ie_jax.models.pixels import Pixels
+from ie_jax.models.tokenizer import Tokenizer
+from ie_jax.weights.folder import Weights
+
+FEW = 4
+"""Steps of icd, for which Prompt-to-Prompt's tables are made."""
+METHOD_PLACES: Any = (
+    (WHOLE, BATCH, BATCH, BATCH, WHOLE, BATCH, WHOLE, BATCH, WHOLE, WHOLE),
+    Result(BATCH, BATCH, LATER, None),
+)
+"""Where the images are in arguments and result of `edit_by`."""
+
+
+class Words:
+    """Two prompts as Prompt-to-Prompt's arrays."""
+
+    def __init__(self, tokenizer: Tokenizer, length: int) -> None:
+        self.clip, self.length = tokenizer.clip, length
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids without padding."""
+        return list(self.clip(text, truncation=True, max_length=self.length)["input_ids"])
+
+    def decode(self, token: int) -> str:
+        """The text of a token."""
+        return str(self.clip.decode([token]))
+
+    def edits(self, source: str, target: str, config: EditConfig) -> Edits:
+        """What the target takes over, without an axis for images.
+
+        Raises:
+            UserError: the prompts cannot be aligned as asked for.
+        """
+        chosen, texts = config.baseline, (self.encode, self.decode)
+        if chosen.words == "replace":
+            alignment = prompts.replace(source, target, *texts, self.length)
+        else:
+            ids = self.encode(source), self.encode(target)
+            alignment = prompts.refine(*prompts.refine_mapper(*ids, self.length))
+        new = {word: chosen.amplify for word in set(target.split(" ")) - set(source.split(" "))}
+        steps = FEW if config.method == "icd" else chosen.steps
+        table = prompts.time_table(
+            steps, float(chosen.cross_steps), {}, target, *texts, self.length
+        )
+        return Edits(
+            matrix=alignment.matrix,  # type: ignore[arg-type]
+            own=alignment.own,  # type: ignore[arg-type]
+            equalizer=prompts.equalizer(target, new, *texts, self.length),  # type: ignore[arg-type]
+            cross=table,  # type: ignore[arg-type]
+            self_steps=np.array([0, int(steps * chosen.self_steps)], np.int32),  # type: ignore[arg-type]
+        )
+
+
+def edit_by(
+    networks: Networks,
+    weights: Weights,
+    pixels: Pixels,
+    source_ids: Int[Array, "b n"],
+    target_ids: Int[Array, "b e n"],
+    empty_ids: Int[Array, "1 n"],
+    noise: Latents,
+    schedule: Schedule,
+    edits: Edits,
+    numbers: Numbers,
+    match: Float[Array, ""],
+    *,
+    method: Edit,
+    size: Size,
+) -> Result:
+    """b images edited e times each, as one program.
+
+    Args:
+        edits: leaves (b, e, ...).
+        match: 1 to give results the source's brightness and contrast.
+    """
+    b, e = target_ids.shape[:2]
+
+    def each(x: Any) -> Any:
+        """For every edit of an image."""
+        return jax.tree.map(lambda leaf: jnp.repeat(leaf, e, axis=0), x)
+
+    def flat(x: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.reshape(b * e, *leaf.shape[2:]), x)
+
+    source = encode_text(networks, weights.text_encoder, source_ids)
+    target = encode_text(networks, weights.text_encoder, target_ids)
+    empty = encode_text(networks, weights.text_encoder, empty_ids)
+    rows = flat(edits)
+    request = Request(
+        z=each(encode_image(networks, weights, pixels)),
+        noise=each(noise),
+        source=each(source),
+        target=flat(target),
+        empty=jnp.broadcast_to(empty, (b * e, *empty.shape[1:])),
+        edits=replace(rows, cross=jnp.moveaxis(rows.cross, 1, 0), self_steps=rows.self_steps[0]),
+        schedule=schedule,
+        numbers=numbers,
+    )
+    z = method(networks, weights, request, size)
+    # What `finish` asks of an inversion: the statistics of the source.
+    source_of = Inversion(z[None], source, *mean_std(pixels))
+    result, finite = finish(networks, weights, z, source_of, match)
+    return Result(
+        result.reshape(b, e, *result.shape[1:]),
+        finite.reshape(b, e),
+        z.reshape(1, b, e, *z.shape[1:]),
+        None,
+    )

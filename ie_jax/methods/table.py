@@ -1,0 +1,318 @@
+"""The methods that are not ours by name, each as one function of the same kind.
+
+    edit = METHODS["p2p"].edit(networks, weights, request, size)
+
+`networks` and `size` are static; a request is arrays. So each method is one program under
+`jax.jit`, takes batches, and can be spread over devices like every edit. A new method is a function
+here and a line in `METHODS`; docs/methods.md shows one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from ie_jax.diffusion.consistency import Latents
+from ie_jax.diffusion.ddim import Steps, inverted, leading
+from ie_jax.diffusion.schedule import Schedule, cumulative_alphas
+from ie_jax.errors import UserError
+from ie_jax.methods import ddim_inversion as ddim
+from ie_jax.methods import guide_and_rescale as gar
+from ie_jax.methods import icd as few_steps
+from ie_jax.methods import masactrl as masa
+from ie_jax.methods import negative_prompt as negative
+from ie_jax.methods import null_text, prompt_to_prompt
+from ie_jax.methods.cfg import invert, pair, same_each_step
+from ie_jax.methods.direct_inversion import path_offsets
+from ie_jax.methods.prompt_to_prompt import Edits
+from ie_jax.models.networks import Context, Networks, one_denoiser
+from ie_jax.weights.folder import Weights
+
+Name = Literal[
+    "ddim",
+    "npi",
+    "nti",
+    "p2p",
+    "p2p-npi",
+    "p2p-nti",
+    "p2p-direct",
+    "masactrl",
+    "guide-and-rescale",
+    "icd",
+]
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Settings of the methods that are not ours. The defaults are the published ones."""
+
+    steps: int = 50
+    """Of DDIM in either direction."""
+    guidance: float = 7.5
+    """w of classifier-free guidance, where 1 is none; of icd, whose own is 19, the distilled w."""
+    words: Literal["refine", "replace"] = "refine"
+    """How prompts are aligned. replace: word for word, of equally many words."""
+    cross_steps: float = 0.4
+    """Share of steps in which cross-attention is taken over."""
+    self_steps: float = 0.6
+    """Share of steps in which self-attention is taken over."""
+    amplify: float = 1.0
+    """Factor of the taken maps of words that the source prompt does not have."""
+    interpolation: float = 0.0
+    """npi: from the source prompt (0) to the empty one (1) as the unconditional prompt."""
+    inner_steps: int = 10
+    """nti: at most so many steps of Adam in each step."""
+    near: float = 1e-5
+    """nti: the loss at which a step's optimisation ends."""
+    first_step: int = 4
+    """masactrl: from this step on."""
+    first_layer: int = 10
+    """masactrl: from this self-attention layer on, of 16."""
+    layout: float = 3e5
+    """guide-and-rescale: weight of self-attention maps."""
+    appearance: float = 500.0
+    """guide-and-rescale: weight of features."""
+    guided_steps: float = 0.6
+    """guide-and-rescale: share of steps with energies."""
+    bounds: tuple[float, float] = (1 / 3, 3.0)
+    """guide-and-rescale: of the gradient's norm to that of the guidance term."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 1000:
+            raise UserError(f"method: steps {self.steps} must be from 1 to 1000")
+        if not all(0 <= x <= 1 for x in (self.cross_steps, self.self_steps, self.guided_steps)):
+            raise UserError(
+                "method: cross_steps, self_steps and guided_steps are shares, from 0 to 1"
+            )
+        if self.inner_steps < 1 or self.guidance < 0:
+            raise UserError("method: inner_steps must be 1 or more, guidance not negative")
+        if not 0 <= self.bounds[0] <= self.bounds[1]:
+            raise UserError("method: bounds must be 0 <= lower <= upper")
+
+
+class Size(NamedTuple):
+    """What a program is compiled for."""
+
+    steps: int
+    inner_steps: int
+
+
+@struct.dataclass
+class Numbers:
+    """Settings that recompile nothing, see `MethodConfig`."""
+
+    guidance: Float[Array, ""]
+    interpolation: Float[Array, ""]
+    near: Float[Array, ""]
+    first_step: Int[Array, ""]
+    first_layer: Int[Array, ""]
+    energies: Float[Array, "n e"]
+    """Weights of Guide-and-Rescale's energies in each step."""
+    bounds: Float[Array, " 2"]
+
+
+def size_of(config: MethodConfig) -> Size:
+    """The static settings."""
+    return Size(config.steps, config.inner_steps)
+
+
+def numbers_of(config: MethodConfig) -> Numbers:
+    """All others, on the host."""
+    on = np.arange(config.steps) < round(config.guided_steps * config.steps)
+    weights = np.array([config.layout, config.appearance])
+    values = (config.guidance, config.interpolation, config.near)
+    counts = (config.first_step, config.first_layer)
+    arrays: list[Any] = [
+        *(np.asarray(x, np.float32) for x in values),
+        *(np.asarray(x, np.int32) for x in counts),
+        np.asarray(on[:, None] * weights, np.float32),
+        np.asarray(config.bounds, np.float32),
+    ]
+    return Numbers(*arrays)
+
+
+@struct.dataclass
+class Request:
+    """Edits of b images, one target each."""
+
+    z: Latents
+    """The clean latent."""
+    noise: Latents
+    source: Context
+    target: Context
+    empty: Context
+    """The empty prompt's embedding."""
+    edits: Edits
+    """What Prompt-to-Prompt takes over."""
+    schedule: Schedule
+    """Of few-step methods."""
+    numbers: Numbers
+
+    @property
+    def w(self) -> Float[Array, " b"]:
+        """Guidance of each image."""
+        return jnp.full(len(self.z), self.numbers.guidance)
+
+
+Edit = Callable[[Networks, Weights, Request, Size], Latents]
+"""(networks, weights, request, size) -> clean latents of the targets."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method."""
+
+    edit: Edit
+    evaluations: Callable[[MethodConfig], int]
+    """Evaluations of the network for one edit, at most."""
+
+
+def grid(networks: Networks, size: Size) -> tuple[Array, Steps]:
+    """abar, and the steps of generation."""
+    abar = jnp.asarray(cumulative_alphas(networks.architecture.betas))
+    return abar, leading(abar, size.steps, offset=1)
+
+
+def ddim_edit(networks: Networks, weights: Weights, request: Request, size: Size) -> Latents:
+    """DDIM inversion and guided generation."""
+    abar, _ = grid(networks, size)
+    network = one_denoiser(networks, weights.unet)
+    given = (request.z, request.source, request.target, request.empty, abar, request.w)
+    _, back = ddim.ddim_inversion(network, *given, size.steps)
+    return back.latents[-1]
+
+
+def negative_prompt_edit(
+    networks: Networks, weights: Weights, request: Request, size: Size
+) -> Latents:
+    """Negative-prompt inversion."""
+    abar, _ = grid(networks, size)
+    network = one_denoiser(networks, weights.unet)
+    given = (request.z, request.source, request.target, request.empty, abar, request.w)
+    interpolation = request.numbers.interpolation
+    _, back = negative.negative_prompt(network, *given, interpolation, size.steps)
+    return back.latents[-1]
+
+
+def null_text_edit(networks: Networks, weights: Weights, request: Request, size: Size) -> Latents:
+    """Null-text inversion."""
+    abar, _ = grid(networks, size)
+    network = one_denoiser(networks, weights.unet)
+    given = (request.z, request.source, request.target, request.empty, abar, request.w)
+    near = request.numbers.near
+    *_, back = null_text.null_text(network, *given, near, size.steps, inner_steps=size.inner_steps)
+    return back.latents[-1]
+
+
+def prompt_to_prompt_edit(
+    on: Literal["ddim", "npi", "nti", "direct"],
+    networks: Networks,
+    weights: Weights,
+    request: Request,
+    size: Size,
+) -> Latents:
+    """Prompt-to-Prompt on an inversion."""
+    _, steps = grid(networks, size)
+    network = one_denoiser(networks, weights.unet)
+    there = invert(network, request.z, request.source, inverted(steps))
+    empty = jnp.broadcast_to(request.empty, request.source.shape)
+    uncond, offsets = same_each_step(empty, steps), None
+    if on == "npi":
+        interpolation = request.numbers.interpolation
+        negative_text = negative.negative_embedding(request.source, empty, interpolation)
+        uncond = same_each_step(negative_text, steps)
+    if on == "nti":
+        found = null_text.null_texts(
+            network,
+            there.latents,
+            request.source,
+            empty,
+            request.w,
+            steps,
+            size.inner_steps,
+            request.numbers.near,
+        )
+        uncond = found.embeddings
+    if on == "direct":
+        offsets = path_offsets(network, there.latents, empty, request.source, request.w, steps)
+    path, _ = prompt_to_prompt.prompt_to_prompt(
+        network,
+        there.latents[-1],
+        uncond,
+        request.source,
+        request.target,
+        request.w,
+        steps,
+        request.edits,
+        offsets=offsets,
+    )
+    return path.latents[-1, len(request.z) :]
+
+
+def masactrl_edit(networks: Networks, weights: Weights, request: Request, size: Size) -> Latents:
+    """MasaCtrl, with the empty prompt for the source, as published."""
+    _, steps = grid(networks, size)
+    network = one_denoiser(networks, weights.unet)
+    empty = jnp.broadcast_to(request.empty, request.source.shape)
+    there = invert(network, request.z, empty, inverted(steps))
+    path, _ = masa.masactrl(
+        network,
+        there.latents[-1],
+        pair(empty, empty),
+        empty,
+        request.target,
+        request.w,
+        steps,
+        request.numbers.first_step,
+        request.numbers.first_layer,
+    )
+    return path.latents[-1, len(request.z) :]
+
+
+def guide_and_rescale_edit(
+    networks: Networks, weights: Weights, request: Request, size: Size
+) -> Latents:
+    """Guide-and-Rescale, its setting for other edits than of style."""
+    abar, _ = grid(networks, size)
+    network = one_denoiser(networks, weights.unet, collect=("features", "queries_keys"))
+    lower, upper = (jnp.full(len(request.z), x) for x in request.numbers.bounds)
+    empty = jnp.broadcast_to(request.empty, request.source.shape)
+    _, seen = gar.guide_and_rescale(
+        network,
+        *(request.z, request.source, request.target, empty, abar, request.w),
+        request.numbers.energies,
+        (lower, upper),
+        steps=size.steps,
+    )
+    return seen.latent_out[-1]
+
+
+def icd_edit(networks: Networks, weights: Weights, request: Request, size: Size) -> Latents:
+    """Invertible consistency distillation with Prompt-to-Prompt."""
+    forward, backward = (
+        one_denoiser(networks, weights.unet, lora) for lora in (weights.forward, weights.backward)
+    )
+    given = (request.z, request.noise, request.source, request.target, request.schedule)
+    _, back = few_steps.icd(forward, backward, *given, request.edits)
+    return back.latents[-1, len(request.z) :]
+
+
+METHODS: dict[Name, Method] = {
+    "ddim": Method(ddim_edit, lambda x: 3 * x.steps),
+    "npi": Method(negative_prompt_edit, lambda x: 3 * x.steps),
+    "nti": Method(null_text_edit, lambda x: x.steps * (6 + x.inner_steps)),
+    "p2p": Method(partial(prompt_to_prompt_edit, "ddim"), lambda x: 5 * x.steps),
+    "p2p-npi": Method(partial(prompt_to_prompt_edit, "npi"), lambda x: 5 * x.steps),
+    "p2p-nti": Method(
+        partial(prompt_to_prompt_edit, "nti"), lambda x: x.steps * (8 + x.inner_steps)
+    ),
+    "p2p-direct": Method(partial(prompt_to_prompt_edit, "direct"), lambda x: 7 * x.steps),
+    "masactrl": Method(masactrl_edit, lambda x: 5 * x.steps),
+    "guide-and-rescale": Method(guide_and_rescale_edit, lambda x: 5 * x.steps),
+    "icd": Method(icd_edit, lambda x: 12),
+}

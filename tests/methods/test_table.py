@@ -1,0 +1,112 @@
+"""Every method is one program: it takes batches, and no value recompiles it."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from ie_jax.editing.config import EditConfig
+from ie_jax.editing.editor import Editor
+from ie_jax.errors import UserError
+from ie_jax.methods.table import METHODS, MethodConfig, numbers_of
+from ie_jax.weights.folder import Pipeline
+from ie_jax.weights.untrained import RANDOM_CONFIGS, random_pipeline
+from tests.conftest import ROOT
+from tests.tiny import SMALLEST
+
+SHORT = MethodConfig(steps=2, inner_steps=2, first_step=0, first_layer=0, guidance=2.0)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Iterator[Pipeline]:
+    with pytest.MonkeyPatch.context() as patch:
+        for part, changes in SMALLEST.items():
+            patch.setitem(RANDOM_CONFIGS, part, RANDOM_CONFIGS[part] | changes)
+        found = random_pipeline()
+        rng = np.random.default_rng(0)
+
+        def moved(tree: Any) -> Any:
+            """Random LoRAs change nothing as they are drawn."""
+            return jax.tree.map(
+                lambda x: x + 0.05 * rng.standard_normal(x.shape).astype(np.float32), tree
+            )
+
+        weights = found.weights
+        loras = {"forward": moved(weights.forward), "backward": moved(weights.backward)}
+        yield replace(found, weights=replace(weights, **loras))
+
+
+def pictures(count: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (count, 16, 16, 3), np.uint8)
+
+
+FAST = ("ddim", "p2p", "masactrl", "icd")
+"""What `make test` compiles; the others are shown by `make slow`."""
+
+
+@pytest.mark.parametrize(
+    "name", [x if x in FAST else pytest.param(x, marks=pytest.mark.slow) for x in METHODS]
+)
+def test_a_method_takes_batches_and_no_value_recompiles_it(name: Any, pipeline: Pipeline) -> None:
+    config = EditConfig("random", method=name, baseline=SHORT, match_statistics=False)
+    editor = Editor(pipeline, config)
+    images, sources = pictures(2), ["a cat", "a red house"]
+    targets = [["a dog", "a cat"], ["a blue house", "a red tree"]]
+    both = editor.apply(images, sources, targets)
+    assert both.pixels.shape == (2, 2, 16, 16, 3) and bool(np.all(both.finite))
+    first = np.asarray(both.latents)
+    assert np.abs(first[0, 0, 0] - first[0, 0, 1]).max() > 1e-4  # prompts count
+    # An image's edits depend on no other image of its batch.
+    swapped = editor.apply(images[::-1], sources[::-1], targets[::-1])
+    np.testing.assert_allclose(np.asarray(swapped.latents)[:, ::-1], first, rtol=2e-3, atol=2e-3)
+    (program,) = [x for x in editor.programs.values() if x.compiled]
+    changed = replace(SHORT, guidance=3.0, interpolation=0.5, first_step=1, cross_steps=1.0)
+    editor.config = replace(config, baseline=replace(changed, layout=1.0, appearance=1.0))
+    other = editor.apply(images, sources, [["a fox", "a cat"], ["a hat", "a tree"]], seed=4)
+    assert len(program.compiled) == 1
+    assert np.abs(np.asarray(other.latents) - first).max() > 1e-4
+
+
+def test_numbers_have_one_shape_whatever_they_are() -> None:
+    one, other = (numbers_of(x) for x in (SHORT, replace(SHORT, layout=7.0, bounds=(0.1, 9.0))))
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (one, other)]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"steps": 0}, "steps 0 must be from 1 to 1000"),
+        ({"cross_steps": 1.5}, "shares, from 0 to 1"),
+        ({"inner_steps": 0}, "inner_steps must be 1 or more"),
+        ({"bounds": (2.0, 1.0)}, "0 <= lower <= upper"),
+    ],
+)
+def test_nonsense_is_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        MethodConfig(**settings)
+
+
+def test_prompts_that_do_not_suit_replacement_are_told(pipeline: Pipeline) -> None:
+    baseline = replace(SHORT, words="replace")
+    editor = Editor(pipeline, EditConfig("random", method="p2p", baseline=baseline))
+    with pytest.raises(UserError, match="replace needs prompts of equally many words"):
+        editor.apply(pictures(1), "a cat", "a big dog")
+
+
+def test_the_example_of_a_new_method_works(pipeline: Pipeline, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "methods.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    space: dict[str, Any] = {"pipeline": pipeline, "photo": pictures(1)[0]}
+    methods = dict(METHODS)
+    try:
+        exec(compile(code, "docs/methods.md", "exec"), space)
+    finally:
+        METHODS.clear()
+        METHODS.update(methods)
+    assert space["edit"].pixels.shape == (1, 1, 16, 16, 3)
