@@ -20,7 +20,15 @@ from ie_jax.diffusion import ddim
 from ie_jax.diffusion.ddim import Steps, leading, move
 from ie_jax.diffusion.schedule import cumulative_alphas, dynamic_guidance, make_schedule
 from ie_jax.errors import UserError
-from ie_jax.methods import cfg, guide_and_rescale, null_text, prompt_to_prompt, prompts
+from ie_jax.methods import (
+    cfg,
+    guide_and_rescale,
+    infedit,
+    null_text,
+    prompt_to_prompt,
+    prompts,
+    renoise,
+)
 from ie_jax.methods.direct_inversion import path_offsets
 from ie_jax.methods.icd import icd
 from ie_jax.methods.masactrl import masactrl, mutual_attention
@@ -862,6 +870,198 @@ def add_start_noise(z: Any, noise: Any, schedule: Any) -> Any:
     return add_noise(schedule.abar, z, noise, schedule.forward_t[:1])
 
 
+# --- InfEdit ---
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def run_infedit(
+    networks: Networks,
+    largest: int,
+    steps: int,
+    from_image: bool,
+    mutual: bool,
+    probe: tuple[int, ...],
+    unet: Any,
+    *arguments: Any,
+) -> Any:
+    """InfEdit."""
+    *before, branches, eta = arguments
+    method: Any = functools.partial(
+        infedit.infedit,
+        from_image=from_image,
+        take_from_mutual=mutual,
+        largest=largest,
+        probe=probe,
+    )
+    return method(one_denoiser(networks, unet), *before, steps, branches, eta)
+
+
+def infedit_case(base: Baselines, facts: Mapping[str, Any], record: Arrays) -> Ours:
+    """InfEdit on the distilled UNet without its w."""
+    networks, weights = base.sharpened
+    source, target = facts["src_prompt"], facts["tgt_prompt"]
+    ids, others = base.encode(source), base.encode(target)
+    src, trg = base.embed(source), base.embed(target)
+    positive, negative = (base.embed(facts[f"{x}_prompt"]) for x in ("positive", "negative"))
+    mapper, plain = prompts.refine_mapper(ids, others)
+    states = (np.asarray(src[0]), np.asarray(trg[0]))
+    mapper, alphas, pairs = infedit.joined(mapper, plain, *states, len(others), len(ids))
+    words = base.encode(facts["target_blend"])
+    alpha_e = prompts.phrase_mask(others, words)
+    alpha_m = prompts.phrase_mask(others, base.encode(facts["source_blend"]))
+    for at, taken in pairs:
+        if ids[taken] in words:
+            alpha_e[at] = 1
+    alpha_me = alpha_e * alpha_m
+    alignment = prompts.refine(mapper, alphas)
+    inside = np.zeros(prompts.LENGTH, np.float32)
+    inside[1 : len(others) - 1] = 1
+    numbers = ("cross_replace_steps", "self_replace_steps")
+    thresholds = (facts["thresh_e"], facts["thresh_m"])
+    branches = infedit.Branches(
+        *(jnp.asarray(x)[None] for x in (alignment.matrix, alignment.own)),
+        *(jnp.float32(facts[name]) for name in numbers),
+        *(jnp.asarray(x)[None] for x in (alpha_e, alpha_m, alpha_me, inside)),
+        *map(jnp.float32, thresholds),
+    )
+    t = infedit.timesteps(facts["num_inference_steps"], facts["strength"])
+    mean, std = moments(networks, weights.vae, record["source_u8"][None])
+    z0 = (mean + std * nhwc(record["vae_sample_noise"])) * networks.architecture.vae.scaling_factor
+    low, high = facts["source_guidance_scale"], facts["guidance_scale"]
+    guidance = jnp.asarray([low, high, low], jnp.float32)[:, None]
+    uncond, cond = jnp.stack([positive, negative, positive]), jnp.stack([src, trg, src])
+    largest = (facts["image_size"] // 16) ** 2
+    seen = run_infedit(
+        networks,
+        largest,
+        facts["num_inference_steps"],
+        bool(facts["denoise_model"]),
+        facts["entry"] == "run_pie_bench",
+        (10, 11),
+        weights.unet,
+        *(z0, nhwc(record["init_noise"]), nhwc(record["step_noise"]), uncond, cond, guidance),
+        *(base.abar, jnp.asarray(t), branches, jnp.float32(facts["eta"])),
+    )
+    probed = {name: x for part in seen.control for name, x in part.items()}
+    kept = facts["attn_out_steps"]
+    block = weights.unet["down_blocks_2"]["attentions_1"]["transformer_blocks_0"]
+
+    def output(layer: int, name: str) -> np.ndarray:
+        """What a layer gives after its projection."""
+        y = np.asarray(probed[f"output {layer}"])[kept]
+        last = block[name]["to_out_0"]
+        return y.reshape(*y.shape[:3], -1) @ np.asarray(last["kernel"]) + np.asarray(last["bias"])
+
+    before, after = probed["maps 11"]
+    result = np.asarray(seen.clean[-1]) / networks.architecture.vae.scaling_factor
+    decoded = decode_float(networks, weights.vae, seen.clean[-1])
+    edited = np.round(np.clip(np.asarray(decoded[0]) / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
+    return {
+        "t": t,
+        "self_attn_out": output(10, "attn1"),
+        "cross_attn_out": output(11, "attn2"),
+        "cross5_step0_before": flat_heads(before[0]),
+        "cross5_after_tgt": np.asarray(after)[:2, 1, 0],
+        "eps": nchw(seen.eps),
+        "src_ddcm_next": nchw(seen.latents[:, 0]),
+        "tgt_ddcm_next": nchw(seen.latents[:, 1]),
+        "mut_ddcm_next": nchw(seen.latents[:, 2]),
+        "tgt_next": nchw(seen.target),
+        "mask": np.asarray(seen.masks)[1:, :, 0],
+        "mask_thresh": np.asarray(seen.thresholds)[1:],
+        "mask_map": np.asarray(seen.maps)[1:, :, 0],
+        "decode_in": nchw(result),
+        "context": jnp.concatenate([*uncond, *cond]),
+        "mapper": mapper,
+        "alphas": alphas,
+        "alphas_before_match": plain,
+        "alpha_e": alpha_e,
+        "alpha_m": alpha_m,
+        "alpha_me": alpha_me,
+        "edited_u8": edited,
+        "clean_latent": nchw(z0),
+    }
+
+
+# --- ReNoise ---
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def run_renoise(networks: Networks, steps: int, renoise_steps: int, unet: Any, *rest: Any) -> Any:
+    """ReNoise by DDIM."""
+    method = functools.partial(renoise.renoise, steps=steps, renoise=renoise_steps, offset=OFFSET)
+    return method(one_denoiser(networks, unet), *rest)
+
+
+def renoise_case(base: Baselines, facts: Mapping[str, Any], record: Arrays) -> Ours:
+    """ReNoise on SD1.5."""
+    config = facts["config"]
+    n, k = config["num_inversion_steps"], config["num_renoise_steps"]
+    mean, std = moments(base.networks, base.vae, record["source_u8"][None])
+    scaling = base.networks.architecture.vae.scaling_factor
+    z = (mean + std * nhwc(record["vae_sample_noise"])) * scaling
+    source, target = (base.embed(facts[f"{x}_prompt"]) for x in ("src", "tgt"))
+    up = ddim.inverted(leading(base.abar, n, OFFSET))
+    count = int(np.sum(np.asarray(up.t) < renoise.LOW))
+    each = [renoise.regularisations(zone) for zone in renoise.zones(k)]
+    shape = (
+        config["noise_regularization_num_reg_steps"],
+        config["noise_regularization_num_ac_rolls"],
+        z.shape[-1],
+        renoise.levels(z.shape[1]),
+    )
+    rolls = np.asarray(record["reg_rolls"], np.int32).reshape(-1, *shape)
+    first = rolls[: count * each[0]].reshape(count, each[0], *shape)
+    rest = rolls[count * each[0] :].reshape(n - count, each[1], *shape)
+    weights = renoise.Weights(
+        jnp.float32(config["noise_regularization_lambda_ac"]),
+        jnp.float32(config["noise_regularization_lambda_kl"]),
+    )
+    low, high = run_renoise(
+        *(base.networks, n, k, base.unet, z, source, base.abar),
+        *((jnp.asarray(first), jnp.asarray(rest)), weights),
+    )
+    latents = jnp.concatenate([z[None], low.latents, high.latents])
+    calls = [low.eps.shape[1]] * count + [high.eps.shape[1]] * (n - count)
+    down = leading(base.abar, n, OFFSET)
+    back = run_inversion(base.networks, base.unet, latents[-1], target, down)
+    before = np.cumsum([0, *calls])[:-1][:count]
+    # A pass's own regularisation follows its call; that of the mean follows the last.
+    places = [min(i + 1, calls[0]) for i in range(each[0])]
+    decoded = decode_float(base.networks, base.vae, back.latents[-1])
+    return {
+        "call_t": np.repeat(np.asarray(up.t), calls),
+        "call_batch": np.concatenate([[2] + [1] * (count - 1) for count in calls]),
+        "call_t_low": np.repeat(np.asarray(up.t)[:count], calls[:count]),
+        "call_z": nchw(low.taken.reshape(-1, *z.shape[1:])),
+        "call_eps": nchw(low.eps.reshape(-1, *z.shape[1:])),
+        "optimal_eps": nchw(low.optimal[:, 0]),
+        "reg_out": nchw(low.regularised.reshape(-1, *z.shape[1:])),
+        "reg_after_call": (before[:, None] + np.asarray(places)).ravel(),
+        "noise_draws_inversion": np.asarray(record["noise_draws_inversion"]),
+        "inf_t": down.t,
+        "decode_in": nchw(back.latents[-1]),
+        "all_latents": nchw(latents[:, 0]),
+        "context": source,
+        "inf_latent_last": nchw(back.latents[-1]),
+        "edited_u8": np.round(np.clip(np.asarray(decoded[0]) / 2 + 0.5, 0, 1) * 255).astype(
+            np.uint8
+        ),
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def moments(networks: Networks, params: Any, pixels: Any) -> Any:
+    """Of the posterior."""
+    return vae(networks).apply({"params": params}, from_uint8(pixels), method="moments")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def decode_float(networks: Networks, params: Any, z: Any) -> Any:
+    """Latents to images in [-1, 1], not clamped."""
+    return vae(networks).apply({"params": params}, z, method="decode")
+
+
 CASES: dict[str, Callable[[Baselines, Mapping[str, Any], Arrays], Ours]] = {
     "ddim_inversion": ddim_case,
     "negative_prompt_inversion": negative_case,
@@ -871,6 +1071,8 @@ CASES: dict[str, Callable[[Baselines, Mapping[str, Any], Arrays], Ours]] = {
     "masactrl": masactrl_case,
     "guide_and_rescale": guided_case,
     "iCD + Prompt-to-Prompt": icd_case,
+    "InfEdit": infedit_case,
+    "ReNoise": renoise_case,
 }
 """By the method that a case's JSON names."""
 

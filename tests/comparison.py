@@ -128,6 +128,12 @@ def of_methods(prefix: str, times: float) -> tuple[tuple[str, str, Comparison], 
         *lines("iCD*", ("blend_mask", mostly), ("attn_*", within(1e-3))),
         *lines("iCD*", ("inv_*", within(1e-4)), ("clean_latent", relative(5e-5))),
         *lines("iCD*", ("*", within(5e-4))),
+        *lines(
+            "InfEdit", ("mask", mostly), ("*_attn_out", within(1e-3)), ("cross5*", within(1e-3))
+        ),
+        *lines("InfEdit", ("mask_map", within(1e-3)), ("*", within(2e-4))),
+        *lines("ReNoise", ("call_batch", exact), ("reg_after_call", exact)),
+        *lines("ReNoise", ("call_t*", exact), ("*", relative(1e-3))),
         *lines("*", ("*", within(1e-4))),
     )
 
@@ -188,7 +194,8 @@ INPUTS: tuple[tuple[str, str], ...] = (
     ("B_generation*", "start context w_per_step"),
     (EDIT, "image_u8 noise"),
     ("F_batch", "images_u8 posterior_noise noise index endpoint_index w_for_align_l2_w"),
-    ("*: *", "image_u8 source_u8 inv_noise"),
+    ("*: *", "image_u8 source_u8 inv_noise vae_sample_noise init_noise step_noise"),
+    ("*: *", "reg_rolls z0_noise"),
     ("F_lpips", "img0_u8 img1_u8 vgg_seed latents noise prompt_embeds index endpoint_index"),
 )
 

@@ -159,6 +159,20 @@ def word_mask(
     return mask
 
 
+def phrase_mask(text: Sequence[int], phrase: Sequence[int], length: int = LENGTH) -> np.ndarray:
+    """1 for the tokens of a phrase in a text, each matched once and in order: float32 (length).
+
+    Args:
+        text, phrase: token ids, start and end among them.
+    """
+    mask, wanted = np.zeros(length, np.float32), list(phrase[1:-1])
+    for i, token in enumerate(text):
+        if wanted and token == wanted[0]:
+            mask[i] = 1
+            wanted.pop(0)
+    return mask
+
+
 def time_table(
     steps: int,
     default: float | tuple[float, float],

@@ -1,0 +1,287 @@
+"""InfEdit (Xu et al. 2023, arXiv 2312.04965): few steps of a consistency model, without inversion.
+
+Three branches share their noise: the source, whose prediction is corrected to be exact, the target,
+and between them a mutual branch, which has the target's queries on the source's keys and values.
+Images go in three groups: source, target, mutual.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from ie_jax.diffusion.consistency import Latents, per_image
+from ie_jax.diffusion.ddim import Levels
+from ie_jax.methods.prompt_to_prompt import LARGEST, grouped, square
+from ie_jax.models.attention import Control, Heads, Site, attend, probabilities
+from ie_jax.models.networks import ControlledNetwork
+
+WORDS_FLOOR = 0.15
+"""Divided by alpha_t, the least threshold of the target words' mask."""
+
+
+@struct.dataclass
+class Branches:
+    """What the target takes over, and where it may differ. b images, m tokens."""
+
+    matrix: Float[Array, "b m m"]
+    own: Float[Array, "b m"]
+    """As in `prompt_to_prompt.Edits`."""
+    cross_steps: Float[Array, ""]
+    self_steps: Float[Array, ""]
+    """Shares of steps."""
+    target_words: Float[Array, "b m"]
+    """1 for tokens around which the target may differ; none: everywhere."""
+    source_words: Float[Array, "b m"]
+    """1 for tokens around which it is the source."""
+    both_words: Float[Array, "b m"]
+    inside: Float[Array, "b m"]
+    """1 for the tokens of the target prompt but its start and end."""
+    target_threshold: Float[Array, ""]
+    source_threshold: Float[Array, ""]
+
+
+class Seen(NamedTuple):
+    """What a step computed."""
+
+    eps: Float[Array, "b6 h w c"]
+    """Of the doubled batch, the unconditional half first."""
+    latents: Float[Array, "3 b h w c"]
+    """Before the blend."""
+    target: Latents
+    """After it."""
+    clean: Latents
+    """The target's."""
+    masks: Bool[Array, "3 b h w"]
+    """Around the target's words, the source's, and both."""
+    thresholds: Float[Array, "3"]
+    maps: Float[Array, "3 b h w"]
+    control: Any
+
+
+def timesteps(steps: int, strength: float = 1.0, grid: int = 50, total: int = 1000) -> np.ndarray:
+    """The timesteps of so many steps, falling: 999, 919, ... of 12; of a strength below 1 the last
+    ones."""
+    stride = total // grid
+    falling = np.arange(grid, 0, -1) * stride - 1
+    chosen = falling[np.floor(grid * np.arange(steps) / steps).astype(int)]
+    return chosen[steps - int(steps * strength) :]
+
+
+def control_of(
+    branches: Branches,
+    share: Float[Array, ""],
+    take_from_mutual: bool,
+    largest: int = LARGEST,
+    probe: Sequence[int] = (),
+) -> Control:
+    """Attention of a step whose share of all steps, itself included, this is.
+
+    Args:
+        take_from_mutual: the target takes over the mutual branch's cross-attention, else the
+            source's: the two published entry points differ.
+        probe: numbers of layers whose maps, or outputs before projection, are returned.
+    """
+    early = branches.self_steps > share
+    late_cross = branches.cross_steps < share
+
+    def of_self(q: Heads, k: Heads, v: Heads, plain: Any) -> Heads:
+        (qs, qt, _), (ks, kt, _), (vs, vt, _) = (grouped(x, 3) for x in (q, k, v))
+        qt, qm = (jnp.where(early, qt, qs) for _ in range(2))
+        kt = jnp.where(early, kt, ks)
+        return plain(
+            jnp.concatenate([qs, qt, qm]),
+            jnp.concatenate([ks, kt, ks]),
+            jnp.concatenate([vs, vt, vs]),
+        )
+
+    def of_text(q: Heads, k: Heads, v: Heads) -> tuple[Heads, Array, Any]:
+        maps = grouped(probabilities(q, k), 3)
+        source, target, mutual = maps
+
+        def aligned(taken: Array) -> Array:
+            exact = lax.Precision.HIGHEST
+            moved = jnp.einsum("bhnm,bmk->bhnk", taken, branches.matrix, precision=exact)
+            return moved + target * branches.own[:, None, None]
+
+        of_source, of_mutual = aligned(source), aligned(mutual)
+        new = jnp.where(late_cross, target, of_mutual if take_from_mutual else of_source)
+        edited = jnp.stack([source, new, mutual])
+        y = attend(edited.reshape(-1, *edited.shape[2:]), v)
+        return y, jnp.stack([of_source, of_mutual]).mean(axis=2), (maps, edited)
+
+    def control(site: Site, q: Heads, k: Heads, v: Heads, plain: Any) -> tuple[Heads, Any]:
+        half = len(q) // 2
+        q1, k1, v1 = (x[:half] for x in (q, k, v))
+        q2, k2, v2 = (x[half:] for x in (q, k, v))
+        seen: dict[str, Any] = {}
+        if site.is_cross:
+            y, words, maps = of_text(q2, k2, v2)
+            y = jnp.concatenate([plain(q1, k1, v1), y])
+            if q.shape[1] <= largest:
+                seen[f"words {site.place}"] = words
+            if site.number in probe:
+                seen[f"maps {site.number}"] = maps
+        else:
+            y = jnp.concatenate([of_self(q1, k1, v1, plain), of_self(q2, k2, v2, plain)])
+        if site.number in probe:
+            seen[f"output {site.number}"] = y
+        return y, seen or None
+
+    return control
+
+
+def layer_mean(seen: Sequence[Any]) -> Float[Array, "2 b n m"]:
+    """The maps that a blend looks at, averaged over the layers of `prompt_to_prompt.blend_maps`."""
+    down, up = ([x[name] for x in seen if name in x] for name in ("words down", "words up"))
+    return jnp.mean(jnp.stack([*down[2:4], *up[:3]]), axis=0)
+
+
+def infedit(
+    network: ControlledNetwork,
+    z0: Latents,
+    noise: Latents,
+    step_noise: Float[Array, "n b h w c"],
+    uncond: Float[Array, "3 b m c"],
+    cond: Float[Array, "3 b m c"],
+    w: Float[Array, "3 b"],
+    abar: Levels,
+    t: Int[Array, " n"],
+    steps: int,
+    branches: Branches,
+    eta: Float[Array, ""],
+    from_image: bool = False,
+    take_from_mutual: bool = True,
+    largest: int = LARGEST,
+    probe: Sequence[int] = (),
+) -> Seen:
+    """The target in n steps of consistency; the result is the last step's `clean`.
+
+    Published: 12 steps of a latent consistency model, w = 2.3 for the target and 1 for the others,
+    eta 1. 12 calls of six times the batch.
+
+    Args:
+        z0: a sample of the posterior, scaled.
+        step_noise: of each step, for all branches.
+        uncond, cond: embeddings of source, target and mutual branch.
+        t: the `timesteps`; `steps` counts those too that a strength below 1 leaves out.
+        eta: the share of a step's noise, by variance, that is drawn anew.
+        from_image: start from the noised image, else from noise alone.
+    """
+    n, b, start = len(t), len(z0), steps - len(t)
+    height, width = z0.shape[1:3]
+    alpha, sigma = jnp.sqrt(abar), jnp.sqrt(1 - abar)
+    contexts = jnp.concatenate([uncond, cond]).reshape(6 * b, *cond.shape[2:])
+    begun = jnp.where(from_image, alpha[t[0]] * z0 + sigma[t[0]] * noise, noise)
+    has_words = per_image(jnp.any(branches.target_words > 0, axis=1))
+
+    def step(carry: Any, now: Any) -> tuple[Any, Seen]:
+        (z, summed), (i, t, p, drawn) = carry, now
+        share = (i + 1 + start) / steps
+        control = control_of(branches, share, take_from_mutual, largest, probe)
+        six = jnp.concatenate([z, z]).reshape(6 * b, *z.shape[2:])
+        eps6, out = network(six, jnp.full(6 * b, t), None, contexts, control)
+        eps6 = eps6.astype(jnp.float32)
+        eps_u, eps_c = (grouped(x, 3) for x in jnp.split(eps6, 2))
+        eps = eps_u + w[:, :, None, None, None] * (eps_c - eps_u)
+        consistent = (z[0] - alpha[t] * z0) / sigma[t]
+        clean = z0 + ((z - z[0]) - sigma[t] * (eps - eps[0])) / alpha[t]
+        moved = eps - eps[0] + consistent
+        clean, moved = clean.at[0].set(z0), moved.at[0].set(moved[2])
+        kept = jnp.sqrt(sigma[p] ** 2 * (1 - eta))
+        after = alpha[p] * clean + kept * moved + jnp.sqrt(eta) * sigma[p] * drawn
+        summed = summed + layer_mean(out["control"])
+        masks, thresholds, maps = masks_of(branches, summed, alpha[t], height, width)
+        source, target, mutual = after
+        wanted, left, both = (mask[..., None] for mask in masks)
+        mixed = jnp.where(has_words, jnp.where(wanted, target, mutual), target)
+        mixed = jnp.where(left, source, mixed)
+        mixed = jnp.where(both & (i == n - 2), mutual, mixed)
+        target = jnp.where(i > 0, mixed, target)
+        seen = Seen(eps6, after, target, clean[1], masks, thresholds, maps, out["control"])
+        return (jnp.stack([source, target, mutual]), summed), seen
+
+    def maps(z: Latents) -> Array:
+        control = control_of(branches, jnp.float32(0), take_from_mutual, largest)
+        six = jnp.concatenate([z] * 6)
+        out = network(six, jnp.zeros(6 * b, jnp.int32), None, contexts, control)[1]
+        return layer_mean(out["control"])
+
+    none = jnp.zeros(jax.eval_shape(maps, z0).shape)
+    p = jnp.append(t[1:], t[-1])
+    z = jnp.stack([begun] * 3).astype(jnp.float32)
+    _, seen = lax.scan(step, (z, none), (jnp.arange(n), t, p, step_noise))
+    result: Seen = seen
+    return result
+
+
+def masks_of(
+    branches: Branches, summed: Float[Array, "2 b n m"], alpha: Array, height: int, width: int
+) -> tuple[Bool[Array, "3 b h w"], Float[Array, "3"], Float[Array, "3 b h w"]]:
+    """Masks, their thresholds, and the maps that they are made of: around the target's words
+    (mutual maps), around the source's that are none of both (source maps), around both (mutual)."""
+    source, mutual = summed
+    words = (
+        (mutual, branches.target_words),
+        (source, branches.source_words - branches.both_words),
+        (mutual, branches.both_words),
+    )
+    maps = square(
+        jnp.stack([jnp.max(x * (y * branches.inside)[:, None], axis=-1) for x, y in words])
+    )
+    rows = jnp.arange(height) * maps.shape[2] // height
+    columns = jnp.arange(width) * maps.shape[3] // width
+    large = maps[:, :, rows][:, :, :, columns]
+    large = large / jnp.max(large, axis=(2, 3), keepdims=True)  # 0 / 0 is over no threshold
+    first = jnp.maximum(WORDS_FLOOR / alpha, branches.target_threshold)
+    thresholds = jnp.stack([first, branches.source_threshold, branches.target_threshold])
+    return large > thresholds[:, None, None, None], thresholds, maps
+
+
+def joined(
+    mapper: np.ndarray,
+    weights: np.ndarray,
+    source_states: np.ndarray,
+    target_states: np.ndarray,
+    length: int,
+    source_length: int,
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
+    """An alignment with one more pair for each run of target tokens without a source token, where
+    source tokens without a target token stand between its neighbours': the most alike.
+
+    As published, likeness is taken between the source prompt's state at the target's number and the
+    target prompt's at the source's.
+
+    Returns:
+        mapper, weights, and the new pairs (target, source).
+    """
+    mapper, weights = mapper.copy(), weights.copy()
+    pairs: list[tuple[int, int]] = []
+    i = 0
+    while i < length:
+        if mapper[i] != -1:
+            i += 1
+            continue
+        end = i
+        while end < length and mapper[end] == -1:
+            end += 1
+        before = mapper[i - 1] if i else -1
+        after = mapper[end] if end < length else source_length
+        free = range(before + 1, after)
+        if len(free):
+
+            def likeness(pair: tuple[int, int]) -> float:
+                a, b = source_states[pair[0]], target_states[pair[1]]
+                return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+            best = max(((x, y) for x in range(i, end) for y in free), key=likeness)
+            pairs.append(best)
+        i = end
+    for target, source in pairs:
+        mapper[target], weights[target] = source, 1
+    return mapper, weights, pairs
