@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.memory import row
 from ie_jax.cli import run
@@ -55,7 +55,18 @@ def compare(argv: Sequence[str]) -> None:
         np.concatenate([enlarged(picture) for picture in pictures], axis=1)
         for pictures in zip(*columns.values(), strict=True)
     ]
-    save_image(np.concatenate(rows), options.output)
+    save_image(titled(np.concatenate(rows), list(columns)), options.output)
+
+
+def titled(picture: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """A picture of equal columns with a name over each."""
+    height, width = 20, picture.shape[1] // len(names)
+    canvas = Image.new("RGB", (picture.shape[1], picture.shape[0] + height), "white")
+    canvas.paste(Image.fromarray(picture), (0, height))
+    pen = ImageDraw.Draw(canvas)
+    for i, name in enumerate(names):
+        pen.text((i * width + 1, 4), name, fill="black", font=ImageFont.load_default(10))
+    return np.asarray(canvas)
 
 
 def enlarged(picture: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.random_weights DIR --size sd15
 
-writes a folder that `ie_jax.weights.local.find_files` takes, for measuring speed and memory at
+writes a folder that `ie_jax.weights.layout.find_files` takes, for measuring speed and memory at
 full size and for trying the commands without the published files. No image comes of it.
 """
 
