@@ -91,11 +91,12 @@ def control_of(
     late_cross = branches.cross_steps < share
 
     def of_self(q: Heads, k: Heads, v: Heads, plain: Any) -> Heads:
+        """Early all have the source's maps; later the mutual branch has the target's queries on
+        the source's keys and values."""
         (qs, qt, _), (ks, kt, _), (vs, vt, _) = (grouped(x, 3) for x in (q, k, v))
-        qt, qm = (jnp.where(early, qt, qs) for _ in range(2))
-        kt = jnp.where(early, kt, ks)
+        qt, kt = jnp.where(early, qs, qt), jnp.where(early, ks, kt)
         return plain(
-            jnp.concatenate([qs, qt, qm]),
+            jnp.concatenate([qs, qt, qt]),
             jnp.concatenate([ks, kt, ks]),
             jnp.concatenate([vs, vt, vs]),
         )

@@ -114,9 +114,9 @@ def test_a_folder_and_a_list_give_the_same_on_any_number_of_devices(
     assert record["edit"]["targets"] == ["a fox", "a dog"] and record["edit"]["seed"] == 7
 
 
-@pytest.mark.long("four starts, three of which are killed")
+@pytest.mark.long("three starts, one of which is killed")
 def test_a_killed_run_goes_on_where_it_was(photos: Path, tmp_path: Path) -> None:
-    kill_and_resume(photos, tmp_path, 3)
+    kill_and_resume(photos, tmp_path, 1)
 
 
 @pytest.mark.slow
