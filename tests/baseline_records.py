@@ -986,15 +986,18 @@ def infedit_case(base: Baselines, facts: Mapping[str, Any], record: Arrays) -> O
 # --- ReNoise ---
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def run_renoise(networks: Networks, steps: int, renoise_steps: int, unet: Any, *rest: Any) -> Any:
-    """ReNoise by DDIM."""
-    method = functools.partial(renoise.renoise, steps=steps, renoise=renoise_steps, offset=OFFSET)
-    return method(one_denoiser(networks, unet), *rest)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def run_renoise_step(networks: Networks, zone: Any, unet: Any, *arguments: Any) -> Any:
+    """One inversion step of ReNoise."""
+    *before, rolls, weights = arguments
+    method: Any = renoise.renoise_steps
+    return method(one_denoiser(networks, unet), *before, zone, rolls, weights)
 
 
 def renoise_case(base: Baselines, facts: Mapping[str, Any], record: Arrays) -> Ours:
-    """ReNoise on SD1.5."""
+    """ReNoise on SD1.5. Regularisation has absolute values and limits inside, which magnify
+    rounding from step to step: each inversion step, and the generation, starts from the recorded
+    latent."""
     config = facts["config"]
     n, k = config["num_inversion_steps"], config["num_renoise_steps"]
     mean, std = moments(base.networks, base.vae, record["source_u8"][None])
@@ -1017,14 +1020,24 @@ def renoise_case(base: Baselines, facts: Mapping[str, Any], record: Arrays) -> O
         jnp.float32(config["noise_regularization_lambda_ac"]),
         jnp.float32(config["noise_regularization_lambda_kl"]),
     )
-    low, high = run_renoise(
-        *(base.networks, n, k, base.unet, z, source, base.abar),
-        *((jnp.asarray(first), jnp.asarray(rest)), weights),
-    )
+    starts = nhwc(record["all_latents"])[:, None]
+
+    def of_steps(zone: Any, first: int, rolls: np.ndarray) -> Any:
+        """The steps of a zone, each from its recorded start."""
+        each = []
+        for i in range(len(rolls)):
+            step = jax.tree.map(lambda x, i=i: x[first + i : first + i + 1], up)
+            given = (starts[first + i], z, source, step, jnp.asarray(rolls[i : i + 1]), weights)
+            each.append(run_renoise_step(base.networks, zone, base.unet, *given))
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *each)
+
+    zones = renoise.zones(k)
+    low = of_steps(zones[0], 0, first)
+    high = of_steps(zones[1], count, rest)
     latents = jnp.concatenate([z[None], low.latents, high.latents])
     calls = [low.eps.shape[1]] * count + [high.eps.shape[1]] * (n - count)
     down = leading(base.abar, n, OFFSET)
-    back = run_inversion(base.networks, base.unet, latents[-1], target, down)
+    back = run_inversion(base.networks, base.unet, starts[-1], target, down)
     before = np.cumsum([0, *calls])[:-1][:count]
     # A pass's own regularisation follows its call; that of the mean follows the last.
     places = [min(i + 1, calls[0]) for i in range(each[0])]
