@@ -37,6 +37,7 @@ def test_eight_devices_give_the_loss_and_the_gradient_of_one(program: Any, tmp_p
     assert max(report.values()) <= 1e-5, report
 
 
+@pytest.mark.long("a guided edit is compiled for eight devices")
 def test_nothing_crosses_devices_in_an_edit(tmp_path: Path) -> None:
     report = told(eight_devices.edit_program, tmp_path)
     assert report == {"devices": 8, "programs": 1, "collectives": 0}

@@ -131,6 +131,7 @@ def test_a_model_without_judges_says_so(model: Path, tmp_path: Path) -> None:
         evaluation(["world", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "o")])
 
 
+@pytest.mark.long("the first one runs the whole protocol")
 def test_rows_of_the_reconstruction_table(results: dict[str, Any]) -> None:
     rows = [(r["method"], r["start_timestep"], r["start_noise"]) for r in results["reconstruction"]]
     assert rows == [
