@@ -3,7 +3,6 @@ generation in four steps each, with dynamic guidance and Prompt-to-Prompt."""
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -21,6 +20,7 @@ from ie_jax.methods.prompt_to_prompt import (
     blended,
     control_of,
     masks_of,
+    no_maps,
 )
 from ie_jax.models.networks import Context, ControlledNetwork
 
@@ -84,12 +84,8 @@ def icd(
     )
     none: Any = jnp.float32(0)
     if blend is not None:
-
-        def maps(z: Latents) -> Array:
-            zero = jnp.zeros(len(z))
-            return blend_maps(call(z, zero.astype(jnp.int32), zero, jnp.int32(0))[1])
-
-        none = jnp.zeros(jax.eval_shape(maps, start).shape)
+        zero = jnp.zeros(2 * b)
+        none = no_maps(lambda z: call(z, zero.astype(jnp.int32), zero, jnp.int32(0))[1], start)
     steps = (jnp.arange(schedule.steps), t, s, w)
     _, found = lax.scan(step, (start, none), steps)
     return there, Generation(*found)

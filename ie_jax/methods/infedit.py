@@ -8,7 +8,6 @@ Images go in three groups: source, target, mutual.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -17,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ie_jax.diffusion.consistency import Latents, per_image
 from ie_jax.diffusion.ddim import Levels
-from ie_jax.methods.prompt_to_prompt import LARGEST, grouped, square
+from ie_jax.methods.prompt_to_prompt import LARGEST, blend_maps, enlarged, grouped, no_maps, square
 from ie_jax.models.attention import Control, Heads, Site, attend, probabilities
 from ie_jax.models.networks import ControlledNetwork
 
@@ -137,12 +136,6 @@ def control_of(
     return control
 
 
-def layer_mean(seen: Sequence[Any]) -> Float[Array, "2 b n m"]:
-    """The maps that a blend looks at, averaged over the layers of `prompt_to_prompt.blend_maps`."""
-    down, up = ([x[name] for x in seen if name in x] for name in ("words down", "words up"))
-    return jnp.mean(jnp.stack([*down[2:4], *up[:3]]), axis=0)
-
-
 def infedit(
     network: ControlledNetwork,
     z0: Latents,
@@ -196,7 +189,7 @@ def infedit(
         clean, moved = clean.at[0].set(z0), moved.at[0].set(moved[2])
         kept = jnp.sqrt(sigma[p] ** 2 * (1 - eta))
         after = alpha[p] * clean + kept * moved + jnp.sqrt(eta) * sigma[p] * drawn
-        summed = summed + layer_mean(out["control"])
+        summed = summed + blend_maps(out["control"])
         masks, thresholds, maps = masks_of(branches, summed, alpha[t], height, width)
         source, target, mutual = after
         wanted, left, both = (mask[..., None] for mask in masks)
@@ -207,13 +200,12 @@ def infedit(
         seen = Seen(eps6, after, target, clean[1], masks, thresholds, maps, out["control"])
         return (jnp.stack([source, target, mutual]), summed), seen
 
-    def maps(z: Latents) -> Array:
+    def controls(z: Latents) -> Any:
         control = control_of(branches, jnp.float32(0), take_from_mutual, largest)
         six = jnp.concatenate([z] * 6)
-        out = network(six, jnp.zeros(6 * b, jnp.int32), None, contexts, control)[1]
-        return layer_mean(out["control"])
+        return network(six, jnp.zeros(6 * b, jnp.int32), None, contexts, control)[1]["control"]
 
-    none = jnp.zeros(jax.eval_shape(maps, z0).shape)
+    none = no_maps(controls, z0)
     p = jnp.append(t[1:], t[-1])
     z = jnp.stack([begun] * 3).astype(jnp.float32)
     _, seen = lax.scan(step, (z, none), (jnp.arange(n), t, p, step_noise))
@@ -235,10 +227,7 @@ def masks_of(
     maps = square(
         jnp.stack([jnp.max(x * (y * branches.inside)[:, None], axis=-1) for x, y in words])
     )
-    rows = jnp.arange(height) * maps.shape[2] // height
-    columns = jnp.arange(width) * maps.shape[3] // width
-    large = maps[:, :, rows][:, :, :, columns]
-    large = large / jnp.max(large, axis=(2, 3), keepdims=True)  # 0 / 0 is over no threshold
+    large = enlarged(maps, height, width)
     first = jnp.maximum(WORDS_FLOOR / alpha, branches.target_threshold)
     thresholds = jnp.stack([first, branches.source_threshold, branches.target_threshold])
     return large > thresholds[:, None, None, None], thresholds, maps

@@ -6,7 +6,7 @@ and changes those of the targets; it is static in structure, and everything that
 an array of `Edits` or `Blend`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -141,10 +141,10 @@ def control_of(
     return control
 
 
-def blend_maps(seen: Sequence[Any]) -> Float[Array, "k 2 b n"]:
-    """The maps that a blend looks at, averaged over their layers: of those that were returned, the
-    third and fourth on the way down and the first three on the way up. For 64 x 64 latents these
-    are the five of 16 x 16."""
+def blend_maps(seen: Sequence[Any]) -> Array:
+    """The maps that a blend looks at, averaged over their layers: of those that a `Control`
+    returned, the third and fourth on the way down and the first three on the way up. For 64 x 64
+    latents these are the five of 16 x 16. With `control_of` here: (k, 2, b, queries)."""
     down, up = ([x[name] for x in seen if name in x] for name in ("words down", "words up"))
     return jnp.mean(jnp.stack([*down[2:4], *up[:3]]), axis=0)
 
@@ -155,6 +155,23 @@ def square(maps: Float[Array, "*any n"]) -> Float[Array, "*any h w"]:
     return maps.reshape(*maps.shape[:-1], side, side)
 
 
+def no_maps(call: Callable[[Latents], Sequence[Any]], z: Latents) -> Array:
+    """Zeros of the shape of `blend_maps` of what the controls of this call return: nothing is
+    computed."""
+    return jnp.zeros(jax.eval_shape(lambda z: blend_maps(call(z)), z).shape, jnp.float32)
+
+
+def enlarged(
+    maps: Float[Array, "k b h0 w0"], height: int, width: int
+) -> Float[Array, "k b height width"]:
+    """Maps of a latent's size, by the nearest pixel, with 1 as largest value. 0 / 0 is NaN, which
+    is over no threshold."""
+    rows = jnp.arange(height) * maps.shape[2] // height
+    columns = jnp.arange(width) * maps.shape[3] // width
+    large = maps[:, :, rows][:, :, :, columns]
+    return large / jnp.max(large, axis=(2, 3), keepdims=True)
+
+
 def masks_of(blend: Blend, summed: Float[Array, "2 2 b n"], height: int, width: int) -> Masks:
     """Masks from maps summed over steps: [words, words to leave out]."""
     maps = square(summed)
@@ -162,15 +179,11 @@ def masks_of(blend: Blend, summed: Float[Array, "2 2 b n"], height: int, width: 
     def mask(x: Array, threshold: Array, pool: bool) -> Array:
         if pool:
             x = nn.max_pool(x.reshape(-1, *x.shape[2:], 1), (3, 3), padding="SAME").reshape(x.shape)
-        rows = jnp.arange(height) * x.shape[2] // height
-        columns = jnp.arange(width) * x.shape[3] // width
-        x = x[:, :, rows][:, :, :, columns]  # nearest
-        x = x / jnp.max(x, axis=(2, 3), keepdims=True)
-        over = (x > threshold).astype(jnp.float32)
+        over = (enlarged(x, height, width) > threshold).astype(jnp.float32)
         return jnp.stack([over[0], jnp.maximum(over[0], over[1])])
 
     wanted = mask(maps[0], blend.threshold, True)
-    left_out = mask(maps[1], blend.without_threshold, False)  # 0 / 0 is over no threshold
+    left_out = mask(maps[1], blend.without_threshold, False)
     return Masks(maps[0], wanted, left_out)
 
 
@@ -213,17 +226,20 @@ def prompt_to_prompt(
     words = None if blend is None else jnp.stack([blend.words, blend.without])
     height, width = z.shape[1:3]
 
+    def call(z: Latents, i: Array, t: Array, uncond: Array) -> tuple[Array, Array, Any]:
+        control = control_of(edits, i, 4, words, largest)
+        eps_u, eps_c, out = two_halves(network, z, t, uncond, cond, control)
+        return eps_u, eps_c, out["control"]
+
     def step(carry: Any, now: Any) -> tuple[Any, Any]:
         (z, summed), (i, at, uncond, offset) = carry, now
-        control = control_of(edits, i, 4, words, largest)
-        unconds = pair(uncond, uncond)
-        eps_u, eps_c, out = two_halves(network, z, at.t, unconds, cond, control)
+        eps_u, eps_c, seen = call(z, i, at.t, pair(uncond, uncond))
         z = move(z, guided(eps_u, eps_c, both_w), at.before, at.after)
         if offset is not None:
             z = z + pair(offset, jnp.zeros_like(offset))
         masks = None
         if blend is not None:
-            summed = summed + blend_maps(out["control"])
+            summed = summed + blend_maps(seen)
             masks = masks_of(blend, summed, height, width)
             z = blended(z, masks, i >= blend.start)
         return (z, summed), (z, (eps_u, eps_c), masks)
@@ -232,27 +248,7 @@ def prompt_to_prompt(
     n = len(steps.t)
     none: Any = jnp.float32(0)
     if blend is not None:
-        shape = map_tokens(network, start, cond, edits, words, largest)
-        none = jnp.zeros(shape, jnp.float32)
+        none = no_maps(lambda z: call(z, jnp.int32(0), steps.t[0], cond)[2], start)
     at = (jnp.arange(n), steps, uncond, offsets)
     _, (latents, eps, masks) = lax.scan(step, (start, none), at)
     return Path(jnp.concatenate([start[None], latents]), eps), masks
-
-
-def map_tokens(
-    network: ControlledNetwork,
-    z: Latents,
-    cond: Context,
-    edits: Edits,
-    words: Any,
-    largest: int,
-) -> tuple[int, ...]:
-    """The shape of `blend_maps`."""
-
-    def call(z: Latents) -> Array:
-        control = control_of(edits, jnp.int32(0), 4, words, largest)
-        out = two_halves(network, z, jnp.int32(0), cond, cond, control)[2]
-        return blend_maps(out["control"])
-
-    shape: tuple[int, ...] = jax.eval_shape(call, z).shape
-    return shape

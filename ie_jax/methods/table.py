@@ -84,15 +84,15 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:
-            raise UserError(f"method: steps {self.steps} must be from 1 to 1000")
+            raise UserError(f"baseline: steps {self.steps} must be from 1 to 1000")
         if not all(0 <= x <= 1 for x in (self.cross_steps, self.self_steps, self.guided_steps)):
             raise UserError(
-                "method: cross_steps, self_steps and guided_steps are shares, from 0 to 1"
+                "baseline: cross_steps, self_steps and guided_steps are shares, from 0 to 1"
             )
         if self.inner_steps < 1 or self.guidance < 0:
-            raise UserError("method: inner_steps must be 1 or more, guidance not negative")
+            raise UserError("baseline: inner_steps must be 1 or more, guidance not negative")
         if not 0 <= self.bounds[0] <= self.bounds[1]:
-            raise UserError("method: bounds must be 0 <= lower <= upper")
+            raise UserError("baseline: bounds must be 0 <= lower <= upper")
 
 
 class Size(NamedTuple):
