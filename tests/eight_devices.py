@@ -23,7 +23,6 @@ from ie_jax.weights.untrained import random_pipeline
 from tests.tiny import shrink
 from tests.training import toy
 
-FLAGS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 MESHES = {"1": (1, 1), "4 x 2": (8, 2)}
 """Devices, and how many of them share a copy of the weights."""
 COLLECTIVES = re.compile(

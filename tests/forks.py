@@ -17,6 +17,12 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["ie_jax.training.command", "tests.training.regression"])
 
 
+def devices(count: int) -> dict[str, str]:
+    """The environment of a program that has so many devices."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={count}".strip()}
+
+
 class Fork:
     """A running program."""
 

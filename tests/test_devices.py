@@ -12,14 +12,13 @@ from jax.sharding import PartitionSpec as P
 
 from ie_jax.devices import cut, make_mesh
 from ie_jax.errors import UserError
-from tests import eight_devices
-from tests.eight_devices import FLAGS
+from tests import eight_devices, forks
 from tests.forks import Fork
 
 
 def told(program: Callable[[Sequence[str]], None], folder: Path) -> Any:
     """What a program on eight devices prints."""
-    status, out, errors = Fork(program, [], folder / "out.txt", FLAGS).wait(500)
+    status, out, errors = Fork(program, [], folder / "out.txt", forks.devices(8)).wait(500)
     assert status == 0, errors[-2000:]
     return json.loads(out)
 

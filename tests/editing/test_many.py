@@ -19,6 +19,7 @@ from ie_jax.cli import run
 from ie_jax.editing.command import edit
 from ie_jax.editing.jobs import Job, jobs_of_folder, jobs_of_list
 from ie_jax.errors import UserError
+from tests import forks
 from tests.forks import Fork
 from tests.tiny import shrink
 
@@ -50,9 +51,8 @@ def photos(tmp_path: Path) -> Path:
 def edited(tmp_path: Path, *argv: Any, devices: int = 1) -> tuple[int | None, str, str]:
     """Exit status, output and errors of the command."""
     output = tmp_path / f"run-{len(list(tmp_path.iterdir()))}.txt"
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     words = ["--model", "random", *argv]
-    return Fork(main, words, output, flags).wait()
+    return Fork(main, words, output, forks.devices(devices)).wait()
 
 
 def written(folder: Path) -> dict[str, bytes]:
@@ -137,9 +137,8 @@ def kill_and_resume(photos: Path, tmp_path: Path, kills: int) -> None:
     parts = tmp_path / "parts"
     made: dict[str, int] = {}
     for _ in range(kills):
-        flags = {"XLA_FLAGS": ""}
         words = ["--model", "random", *argv, "--output", parts]
-        fork = Fork(main, words, tmp_path / "killed.txt", flags)
+        fork = Fork(main, words, tmp_path / "killed.txt")
         wanted = len(written(parts)) + draw.randint(1, 2) if parts.is_dir() else 1
         end = time.monotonic() + 120
         while time.monotonic() < end and fork.poll() is None:

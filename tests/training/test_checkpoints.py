@@ -17,6 +17,7 @@ import tensorstore as ts
 from ie_jax.errors import UserError
 from ie_jax.training.checkpoints import Checkpoints
 from ie_jax.training.stage import State
+from tests import forks
 from tests.forks import Fork
 from tests.training import regression
 from tests.training.regression import start
@@ -162,9 +163,8 @@ def program(
     folder: Path, steps: int, devices: int = 1, limit: int | None = None, log_every: int = 1
 ) -> str:
     """A run of the loop in a process of its own; its last line, or its errors."""
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     output = folder.with_name(f"{folder.name}-{secrets.token_hex(4)}.txt")
-    fork = Fork(regression.main, [folder, steps, log_every], output, flags, limit)
+    fork = Fork(regression.main, [folder, steps, log_every], output, forks.devices(devices), limit)
     status, out, errors = fork.wait()
     if limit:
         assert status == 2, errors
