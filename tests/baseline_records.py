@@ -906,24 +906,24 @@ def infedit_case(base: Baselines, facts: Mapping[str, Any], record: Arrays) -> O
     mapper, plain = prompts.refine_mapper(ids, others)
     states = (np.asarray(src[0]), np.asarray(trg[0]))
     mapper, alphas, pairs = infedit.joined(mapper, plain, *states, len(others), len(ids))
-    words = base.encode(facts["target_blend"])
-    alpha_e = prompts.phrase_mask(others, words)
+    blend = base.encode(facts["target_blend"])
+    alpha_e = prompts.phrase_mask(others, blend)
     alpha_m = prompts.phrase_mask(others, base.encode(facts["source_blend"]))
     for at, taken in pairs:
-        if ids[taken] in words:
+        if ids[taken] in blend:
             alpha_e[at] = 1
     alpha_me = alpha_e * alpha_m
     alignment = prompts.refine(mapper, alphas)
     inside = np.zeros(prompts.LENGTH, np.float32)
     inside[1 : len(others) - 1] = 1
-    numbers = ("cross_replace_steps", "self_replace_steps")
     thresholds = (facts["thresh_e"], facts["thresh_m"])
-    branches = infedit.Branches(
-        *(jnp.asarray(x)[None] for x in (alignment.matrix, alignment.own)),
-        *(jnp.float32(facts[name]) for name in numbers),
+    words = infedit.Words(
         *(jnp.asarray(x)[None] for x in (alpha_e, alpha_m, alpha_me, inside)),
         *map(jnp.float32, thresholds),
     )
+    matrix, own = (jnp.asarray(x)[None] for x in (alignment.matrix, alignment.own))
+    cross, late = (jnp.float32(facts[f"{x}_replace_steps"]) for x in ("cross", "self"))
+    branches = infedit.Branches(matrix, own, cross, late, words)
     t = infedit.timesteps(facts["num_inference_steps"], facts["strength"])
     mean, std = moments(networks, weights.vae, record["source_u8"][None])
     z0 = (mean + std * nhwc(record["vae_sample_noise"])) * networks.architecture.vae.scaling_factor
@@ -953,6 +953,7 @@ def infedit_case(base: Baselines, facts: Mapping[str, Any], record: Arrays) -> O
         return y.reshape(*y.shape[:3], -1) @ np.asarray(last["kernel"]) + np.asarray(last["bias"])
 
     before, after = probed["maps 11"]
+    masks, thresholds, maps = seen.blend
     result = np.asarray(seen.clean[-1]) / networks.architecture.vae.scaling_factor
     decoded = decode_float(networks, weights.vae, seen.clean[-1])
     edited = np.round(np.clip(np.asarray(decoded[0]) / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
@@ -967,9 +968,9 @@ def infedit_case(base: Baselines, facts: Mapping[str, Any], record: Arrays) -> O
         "tgt_ddcm_next": nchw(seen.latents[:, 1]),
         "mut_ddcm_next": nchw(seen.latents[:, 2]),
         "tgt_next": nchw(seen.target),
-        "mask": np.asarray(seen.masks)[1:, :, 0],
-        "mask_thresh": np.asarray(seen.thresholds)[1:],
-        "mask_map": np.asarray(seen.maps)[1:, :, 0],
+        "mask": np.asarray(masks)[1:, :, 0],
+        "mask_thresh": np.asarray(thresholds)[1:],
+        "mask_map": np.asarray(maps)[1:, :, 0],
         "decode_in": nchw(result),
         "context": jnp.concatenate([*uncond, *cond]),
         "mapper": mapper,

@@ -1,24 +1,25 @@
 """Edits by the methods of `ie_jax.methods.table`: prompts in, pictures out, as with our own."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from ie_jax.devices import BATCH, LATER, WHOLE
-from ie_jax.diffusion.consistency import Latents
 from ie_jax.diffusion.schedule import Schedule
 from ie_jax.editing.config import EditConfig
-from ie_jax.methods import prompts
+from ie_jax.methods import infedit, prompts
 from ie_jax.methods.inverse_and_edit import Edit as Result
 from ie_jax.methods.inverse_and_edit import Inversion, encode_image, finish
 from ie_jax.methods.prompt_to_prompt import Edits
 from ie_jax.methods.statistics import mean_std
-from ie_jax.methods.table import Edit, Numbers, Request, Size
-from ie_jax.models.networks import Networks, encode_text
+from ie_jax.methods.table import Edit, Numbers, Request, Size, settled
+from ie_jax.models.networks import Context, Networks, encode_text
 from ie_jax.models.pixels import Pixels
 from ie_jax.models.tokenizer import Tokenizer
 from ie_jax.weights.folder import Weights
@@ -32,11 +33,19 @@ METHOD_PLACES: Any = (
 """Where the images are in arguments and result of `edit_by`."""
 
 
+def embedding(networks: Networks, weights: Weights, ids: Int[Array, "b n"]) -> Context:
+    """What the text encoder makes of prompts."""
+    return encode_text(networks, weights.text_encoder, ids)
+
+
 class Words:
     """Two prompts as Prompt-to-Prompt's arrays."""
 
-    def __init__(self, tokenizer: Tokenizer, length: int) -> None:
-        self.clip, self.length = tokenizer.clip, length
+    def __init__(
+        self, tokenizer: Tokenizer, length: int, embed: Callable[[str], np.ndarray]
+    ) -> None:
+        """`embed` gives a prompt's embedding (tokens, width), for InfEdit."""
+        self.clip, self.length, self.embed = tokenizer.clip, length, embed
 
     def encode(self, text: str) -> list[int]:
         """Token ids without padding."""
@@ -52,17 +61,20 @@ class Words:
         Raises:
             UserError: the prompts cannot be aligned as asked for.
         """
-        chosen, texts = config.baseline, (self.encode, self.decode)
+        assert config.method != "ours"
+        chosen, texts = settled(config.method, config.baseline), (self.encode, self.decode)
         if chosen.words == "replace":
             alignment = prompts.replace(source, target, *texts, self.length)
         else:
             ids = self.encode(source), self.encode(target)
-            alignment = prompts.refine(*prompts.refine_mapper(*ids, self.length))
+            mapper, weights = prompts.refine_mapper(*ids, self.length)
+            if config.method == "infedit":
+                states, lengths = (self.embed(source), self.embed(target)), map(len, reversed(ids))
+                mapper, weights, _ = infedit.joined(mapper, weights, *states, *lengths)
+            alignment = prompts.refine(mapper, weights)
         new = {word: chosen.amplify for word in set(target.split(" ")) - set(source.split(" "))}
         steps = FEW if config.method == "icd" else chosen.steps
-        table = prompts.time_table(
-            steps, float(chosen.cross_steps), {}, target, *texts, self.length
-        )
+        table = prompts.time_table(steps, chosen.cross_steps, {}, target, *texts, self.length)
         return Edits(
             matrix=alignment.matrix,  # type: ignore[arg-type]
             own=alignment.own,  # type: ignore[arg-type]
@@ -79,7 +91,7 @@ def edit_by(
     source_ids: Int[Array, "b n"],
     target_ids: Int[Array, "b e n"],
     empty_ids: Int[Array, "1 n"],
-    noise: Latents,
+    keys: UInt32[Array, "b 2"],
     schedule: Schedule,
     edits: Edits,
     numbers: Numbers,
@@ -91,6 +103,7 @@ def edit_by(
     """b images edited e times each, as one program.
 
     Args:
+        keys: data of the images' keys.
         edits: leaves (b, e, ...).
         match: 1 to give results the source's brightness and contrast.
     """
@@ -107,9 +120,11 @@ def edit_by(
     target = encode_text(networks, weights.text_encoder, target_ids)
     empty = encode_text(networks, weights.text_encoder, empty_ids)
     rows = flat(edits)
+    z, own = encode_image(networks, weights, pixels), jax.random.wrap_key_data(keys)
     request = Request(
-        z=each(encode_image(networks, weights, pixels)),
-        noise=each(noise),
+        z=each(z),
+        noise=each(jax.vmap(lambda key: jax.random.normal(key, z.shape[1:]))(own)),
+        keys=each(jax.vmap(partial(jax.random.fold_in, data=1))(own)),
         source=each(source),
         target=flat(target),
         empty=jnp.broadcast_to(empty, (b * e, *empty.shape[1:])),

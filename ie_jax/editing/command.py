@@ -30,7 +30,7 @@ from ie_jax.editing.jobs import jobs_of_folder, jobs_of_list
 from ie_jax.editing.many import edit_many
 from ie_jax.errors import UserError
 from ie_jax.methods.inverse_and_edit import Inversion
-from ie_jax.methods.table import METHODS
+from ie_jax.methods.table import METHODS, settled
 from ie_jax.products import check_free, leave
 from ie_jax.progress import Stages
 from ie_jax.weights.facts import WORLD, Facts
@@ -308,7 +308,7 @@ def evaluations(config: EditConfig) -> int | None:
     tell."""
     if config.method == "ours":
         return None
-    return METHODS[config.method].evaluations(config.baseline)
+    return METHODS[config.method].evaluations(settled(config.method, config.baseline))
 
 
 def versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ from PIL import Image
 from ie_jax.data.images import load_image
 from ie_jax.devices import local_mesh, over_devices, place, replicated
 from ie_jax.diffusion.schedule import BETAS, Schedule, make_schedule
-from ie_jax.editing.by_method import METHOD_PLACES, Words, edit_by
+from ie_jax.editing.by_method import METHOD_PLACES, Words, edit_by, embedding
 from ie_jax.editing.config import EditConfig
 from ie_jax.errors import UserError
 from ie_jax.methods.guidance import StepRecord, Strength
@@ -31,7 +31,7 @@ from ie_jax.methods.inverse_and_edit import (
     places,
     reconstruct,
 )
-from ie_jax.methods.table import METHODS, numbers_of, size_of
+from ie_jax.methods.table import METHODS, numbers_of, settled, size_of
 from ie_jax.models.execution import dtype
 from ie_jax.models.lora import round_to_fp16
 from ie_jax.models.tokenizer import Tokenizer
@@ -151,9 +151,8 @@ class Editor:
         where = places(self.models)
         if config.method != "ours":
             method = METHODS[config.method].edit
-            functions[config.method] = partial(
-                edit_by, method=method, size=size_of(config.baseline)
-            )
+            size = size_of(settled(config.method, config.baseline))
+            functions[config.method] = partial(edit_by, method=method, size=size)
             where[config.method] = METHOD_PLACES
         self.programs = {
             name: Program(
@@ -164,6 +163,7 @@ class Editor:
             )
             for name, at in where.items()
         }
+        self.programs["text"] = Program("text", partial(embedding, self.models), announce)
 
     @classmethod
     def from_pretrained(
@@ -232,9 +232,13 @@ class Editor:
         its seed draws, whatever else is in the batch."""
         b, height, width, _ = pixels.shape
         shape = (1, *self.models.architecture.vae.latent_shape(height, width))
-        seeds = np.broadcast_to(self.config.seed if seed is None else np.asarray(seed), b)
+        seeds = self.seeds(b, seed)
         draws = {int(x): jax.random.normal(jax.random.key(int(x)), shape) for x in set(seeds)}
         return np.concatenate([np.asarray(draws[int(x)]) for x in seeds])
+
+    def seeds(self, b: int, seed: Seed) -> np.ndarray:
+        """One for each picture."""
+        return np.broadcast_to(self.config.seed if seed is None else np.asarray(seed), b)
 
     def ids(self, prompts: Sequence[str]) -> np.ndarray:
         """Token ids of prompts."""
@@ -343,7 +347,9 @@ class Editor:
         pixels = self.batch(images)
         sources = one_each(source, len(pixels), "source prompts")
         rows = prompt_rows(prompts, len(pixels))
-        words = Words(self.tokenizer, self.models.architecture.text.max_position_embeddings)
+        length = self.models.architecture.text.max_position_embeddings
+        words = Words(self.tokenizer, length, self.embedding)
+        keys = [jax.random.key_data(jax.random.key(int(x))) for x in self.seeds(len(pixels), seed)]
         tables = [
             stacked([words.edits(text, target, self.config) for target in row])
             for text, row in zip(sources, rows, strict=True)
@@ -354,13 +360,17 @@ class Editor:
             self.ids(sources),
             np.stack([self.ids(row) for row in rows]),
             self.ids([""]),
-            self.noise(pixels, seed),
+            np.stack(keys),
             self.schedule,
             stacked(tables),
-            numbers_of(self.config.baseline),
+            numbers_of(settled(self.config.method, self.config.baseline)),
             jnp.float32(self.config.match_statistics),
         )
         return result
+
+    def embedding(self, text: str) -> np.ndarray:
+        """A prompt's embedding, (tokens, width)."""
+        return np.asarray(self.programs["text"](self.weights, self.ids([text]))[0])
 
     def edit_arguments(
         self,

@@ -25,15 +25,9 @@ WORDS_FLOOR = 0.15
 
 
 @struct.dataclass
-class Branches:
-    """What the target takes over, and where it may differ. b images, m tokens."""
+class Words:
+    """Where the target may differ from the source. b images, m tokens."""
 
-    matrix: Float[Array, "b m m"]
-    own: Float[Array, "b m"]
-    """As in `prompt_to_prompt.Edits`."""
-    cross_steps: Float[Array, ""]
-    self_steps: Float[Array, ""]
-    """Shares of steps."""
     target_words: Float[Array, "b m"]
     """1 for tokens around which the target may differ; none: everywhere."""
     source_words: Float[Array, "b m"]
@@ -43,6 +37,20 @@ class Branches:
     """1 for the tokens of the target prompt but its start and end."""
     target_threshold: Float[Array, ""]
     source_threshold: Float[Array, ""]
+
+
+@struct.dataclass
+class Branches:
+    """What the target takes over. b images, m tokens."""
+
+    matrix: Float[Array, "b m m"]
+    own: Float[Array, "b m"]
+    """As in `prompt_to_prompt.Edits`."""
+    cross_steps: Float[Array, ""]
+    self_steps: Float[Array, ""]
+    """Shares of steps."""
+    words: Words | None = None
+    """None: the target may differ everywhere."""
 
 
 class Seen(NamedTuple):
@@ -56,10 +64,9 @@ class Seen(NamedTuple):
     """After it."""
     clean: Latents
     """The target's."""
-    masks: Bool[Array, "3 b h w"]
-    """Around the target's words, the source's, and both."""
-    thresholds: Float[Array, "3"]
-    maps: Float[Array, "3 b h w"]
+    blend: Any
+    """With words, of each around the target's, the source's, and both: masks (3 b h w), thresholds
+    (3), maps (3 b h w)."""
     control: Any
 
 
@@ -123,7 +130,7 @@ def control_of(
         if site.is_cross:
             y, words, maps = of_text(q2, k2, v2)
             y = jnp.concatenate([plain(q1, k1, v1), y])
-            if q.shape[1] <= largest:
+            if branches.words is not None and q.shape[1] <= largest:
                 seen[f"words {site.place}"] = words
             if site.number in probe:
                 seen[f"maps {site.number}"] = maps
@@ -172,7 +179,7 @@ def infedit(
     alpha, sigma = jnp.sqrt(abar), jnp.sqrt(1 - abar)
     contexts = jnp.concatenate([uncond, cond]).reshape(6 * b, *cond.shape[2:])
     begun = jnp.where(from_image, alpha[t[0]] * z0 + sigma[t[0]] * noise, noise)
-    has_words = per_image(jnp.any(branches.target_words > 0, axis=1))
+    words = branches.words
 
     def step(carry: Any, now: Any) -> tuple[Any, Seen]:
         (z, summed), (i, t, p, drawn) = carry, now
@@ -184,20 +191,23 @@ def infedit(
         eps_u, eps_c = (grouped(x, 3) for x in jnp.split(eps6, 2))
         eps = eps_u + w[:, :, None, None, None] * (eps_c - eps_u)
         consistent = (z[0] - alpha[t] * z0) / sigma[t]
-        clean = z0 + ((z - z[0]) - sigma[t] * (eps - eps[0])) / alpha[t]
-        moved = eps - eps[0] + consistent
+        clean = z0[None] + ((z - z[:1]) - sigma[t] * (eps - eps[:1])) / alpha[t]
+        moved = eps - eps[:1] + consistent[None]
         clean, moved = clean.at[0].set(z0), moved.at[0].set(moved[2])
         kept = jnp.sqrt(sigma[p] ** 2 * (1 - eta))
-        after = alpha[p] * clean + kept * moved + jnp.sqrt(eta) * sigma[p] * drawn
-        summed = summed + blend_maps(out["control"])
-        masks, thresholds, maps = masks_of(branches, summed, alpha[t], height, width)
+        after = alpha[p] * clean + kept * moved + jnp.sqrt(eta) * sigma[p] * drawn[None]
         source, target, mutual = after
-        wanted, left, both = (mask[..., None] for mask in masks)
-        mixed = jnp.where(has_words, jnp.where(wanted, target, mutual), target)
-        mixed = jnp.where(left, source, mixed)
-        mixed = jnp.where(both & (i == n - 2), mutual, mixed)
-        target = jnp.where(i > 0, mixed, target)
-        seen = Seen(eps6, after, target, clean[1], masks, thresholds, maps, out["control"])
+        blend = None
+        if words is not None:
+            summed = summed + blend_maps(out["control"])
+            blend = masks_of(words, summed, alpha[t], height, width)
+            wanted, left, both = (mask[..., None] for mask in blend[0])
+            has_words = per_image(jnp.any(words.target_words > 0, axis=1))
+            mixed = jnp.where(has_words, jnp.where(wanted, target, mutual), target)
+            mixed = jnp.where(left, source, mixed)
+            mixed = jnp.where(both & (i == n - 2), mutual, mixed)
+            target = jnp.where(i > 0, mixed, target)
+        seen = Seen(eps6, after, target, clean[1], blend, out["control"])
         return (jnp.stack([source, target, mutual]), summed), seen
 
     def controls(z: Latents) -> Any:
@@ -205,7 +215,7 @@ def infedit(
         six = jnp.concatenate([z] * 6)
         return network(six, jnp.zeros(6 * b, jnp.int32), None, contexts, control)[1]["control"]
 
-    none = no_maps(controls, z0)
+    none = None if words is None else no_maps(controls, z0)
     p = jnp.append(t[1:], t[-1])
     z = jnp.stack([begun] * 3).astype(jnp.float32)
     _, seen = lax.scan(step, (z, none), (jnp.arange(n), t, p, step_noise))
@@ -214,22 +224,20 @@ def infedit(
 
 
 def masks_of(
-    branches: Branches, summed: Float[Array, "2 b n m"], alpha: Array, height: int, width: int
+    words: Words, summed: Float[Array, "2 b n m"], alpha: Array, height: int, width: int
 ) -> tuple[Bool[Array, "3 b h w"], Float[Array, "3"], Float[Array, "3 b h w"]]:
     """Masks, their thresholds, and the maps that they are made of: around the target's words
     (mutual maps), around the source's that are none of both (source maps), around both (mutual)."""
     source, mutual = summed
-    words = (
-        (mutual, branches.target_words),
-        (source, branches.source_words - branches.both_words),
-        (mutual, branches.both_words),
+    parts = (
+        (mutual, words.target_words),
+        (source, words.source_words - words.both_words),
+        (mutual, words.both_words),
     )
-    maps = square(
-        jnp.stack([jnp.max(x * (y * branches.inside)[:, None], axis=-1) for x, y in words])
-    )
+    maps = square(jnp.stack([jnp.max(x * (y * words.inside)[:, None], axis=-1) for x, y in parts]))
     large = enlarged(maps, height, width)
-    first = jnp.maximum(WORDS_FLOOR / alpha, branches.target_threshold)
-    thresholds = jnp.stack([first, branches.source_threshold, branches.target_threshold])
+    first = jnp.maximum(WORDS_FLOOR / alpha, words.target_threshold)
+    thresholds = jnp.stack([first, words.source_threshold, words.target_threshold])
     return large > thresholds[:, None, None, None], thresholds, maps
 
 

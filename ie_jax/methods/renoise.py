@@ -21,6 +21,8 @@ from ie_jax.models.networks import Context, ControlledNetwork
 LOW = 250
 """Timesteps below it are the first zone."""
 PATCH, SMALLEST, TINY = 4, 8, 1e-6
+REG_STEPS, ROLLS = 4, 5
+"""Published: steps of a regularisation, and shifts in each."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class Weights(NamedTuple):
 
     autocorrelation: Float[Array, ""]
     divergence: Float[Array, ""]
+
+
+PUBLISHED = Weights(jnp.float32(20), jnp.float32(0.065))
 
 
 class Seen(NamedTuple):
@@ -70,7 +75,7 @@ def draw_rolls(
     """Random shifts, below half of the side of each size."""
     shape = (calls, reg_steps, rolls, channels, levels(side))
     halves = jnp.array([(side >> i) // 2 for i in range(levels(side))])
-    return jax.random.randint(key, shape, 0, halves)
+    return jax.random.randint(key, shape, 0, jnp.broadcast_to(halves, shape))
 
 
 def divergence(e: Latents, wanted: Latents) -> Array:
@@ -176,13 +181,32 @@ def regularisations(zone: Zone) -> int:
     return each + (low < min(high, zone.passes))
 
 
+def low_steps(steps: int, offset: int = 1, total: int = 1000) -> int:
+    """How many steps are in the first zone."""
+    return len(range(offset, LOW, total // steps))
+
+
+def all_rolls(
+    key: Array, steps: int, channels: int, side: int, offset: int = 1, renoise: int = 1
+) -> tuple[Int[Array, "n q s r c l"], ...]:
+    """Random shifts of either zone for `renoise`, of the published number."""
+    low = low_steps(steps, offset)
+    parts: list[Array] = []
+    for zone, count in zip(zones(renoise), (low, steps - low), strict=True):
+        key, own = jax.random.split(key)
+        q = regularisations(zone)
+        drawn = draw_rolls(own, count * q, REG_STEPS, ROLLS, channels, side)
+        parts.append(drawn.reshape(count, q, *drawn.shape[1:]))
+    return tuple(parts)
+
+
 def renoise(
     network: ControlledNetwork,
     z: Latents,
     context: Context,
     abar: Levels,
-    rolls: tuple[Any, Any],
-    weights: Weights,
+    rolls: tuple[Any, ...],
+    weights: Weights = PUBLISHED,
     steps: int = 50,
     renoise: int = 1,
     offset: int = 1,
@@ -196,8 +220,7 @@ def renoise(
         rolls: of either zone, (steps, `regularisations`, s, r, c, l).
     """
     up = inverted(leading(abar, steps, offset))
-    stride = len(abar) // steps
-    count = len(range(offset, LOW, stride))
+    count = low_steps(steps, offset, len(abar))
     first, rest = zones(renoise)
     parts = [jax.tree.map(lambda x, s=s: x[s], up) for s in (slice(count), slice(count, None))]
     low = renoise_steps(network, z, z, context, parts[0], first, rolls[0], weights)

@@ -7,15 +7,16 @@
 here and a line in `METHODS`; docs/methods.md shows one.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from ie_jax.diffusion.consistency import Latents
 from ie_jax.diffusion.ddim import Steps, inverted, leading
@@ -24,10 +25,12 @@ from ie_jax.errors import UserError
 from ie_jax.methods import ddim_inversion as ddim
 from ie_jax.methods import guide_and_rescale as gar
 from ie_jax.methods import icd as few_steps
+from ie_jax.methods import infedit as virtual
 from ie_jax.methods import masactrl as masa
 from ie_jax.methods import negative_prompt as negative
 from ie_jax.methods import null_text, prompt_to_prompt
-from ie_jax.methods.cfg import invert, pair, same_each_step
+from ie_jax.methods import renoise as fixed_point
+from ie_jax.methods.cfg import generate, invert, pair, same_each_step
 from ie_jax.methods.direct_inversion import path_offsets
 from ie_jax.methods.prompt_to_prompt import Edits
 from ie_jax.models.networks import Context, Networks, one_denoiser
@@ -43,25 +46,28 @@ Name = Literal[
     "p2p-direct",
     "masactrl",
     "guide-and-rescale",
+    "infedit",
+    "renoise",
     "icd",
 ]
 
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Settings of the methods that are not ours. The defaults are the published ones."""
+    """Settings of the methods that are not ours. The defaults are the published ones; None: those
+    of the method, see `settled`."""
 
-    steps: int = 50
-    """Of DDIM in either direction."""
-    guidance: float = 7.5
-    """w of classifier-free guidance, where 1 is none; of icd, whose own is 19, the distilled w."""
+    steps: int | None = None
+    """Of DDIM in either direction (50), or of InfEdit (12)."""
+    guidance: float | None = None
+    """w of classifier-free guidance, where 1 is none; icd has `cfg_schedule` in its place."""
     words: Literal["refine", "replace"] = "refine"
     """How prompts are aligned. replace: word for word, of equally many words."""
-    cross_steps: float = 0.4
+    cross_steps: float | None = None
     """Share of steps in which cross-attention is taken over."""
-    self_steps: float = 0.6
+    self_steps: float | None = None
     """Share of steps in which self-attention is taken over."""
-    amplify: float = 1.0
+    amplify: float | None = None
     """Factor of the taken maps of words that the source prompt does not have."""
     interpolation: float = 0.0
     """npi: from the source prompt (0) to the empty one (1) as the unconditional prompt."""
@@ -83,16 +89,34 @@ class MethodConfig:
     """guide-and-rescale: of the gradient's norm to that of the guidance term."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= 1000:
+        if self.steps is not None and not 1 <= self.steps <= 1000:
             raise UserError(f"baseline: steps {self.steps} must be from 1 to 1000")
-        if not all(0 <= x <= 1 for x in (self.cross_steps, self.self_steps, self.guided_steps)):
+        shares = (self.cross_steps, self.self_steps, self.guided_steps)
+        if not all(x is None or 0 <= x <= 1 for x in shares):
             raise UserError(
                 "baseline: cross_steps, self_steps and guided_steps are shares, from 0 to 1"
             )
-        if self.inner_steps < 1 or self.guidance < 0:
+        if self.inner_steps < 1 or (self.guidance or 0) < 0:
             raise UserError("baseline: inner_steps must be 1 or more, guidance not negative")
         if not 0 <= self.bounds[0] <= self.bounds[1]:
             raise UserError("baseline: bounds must be 0 <= lower <= upper")
+
+
+@dataclass(frozen=True)
+class Settings(MethodConfig):
+    """`MethodConfig` with nothing left open."""
+
+    steps: int = 50
+    guidance: float = 7.5
+    cross_steps: float = 0.4
+    self_steps: float = 0.6
+    amplify: float = 1.0
+
+
+def settled(name: Name, config: MethodConfig) -> Settings:
+    """What is not given is as the method was published."""
+    given = {key: x for key, x in vars(config).items() if x is not None}
+    return Settings(**dict(METHODS[name].published) | given)
 
 
 class Size(NamedTuple):
@@ -107,6 +131,8 @@ class Numbers:
     """Settings that recompile nothing, see `MethodConfig`."""
 
     guidance: Float[Array, ""]
+    cross_steps: Float[Array, ""]
+    self_steps: Float[Array, ""]
     interpolation: Float[Array, ""]
     near: Float[Array, ""]
     first_step: Int[Array, ""]
@@ -116,16 +142,17 @@ class Numbers:
     bounds: Float[Array, " 2"]
 
 
-def size_of(config: MethodConfig) -> Size:
+def size_of(config: Settings) -> Size:
     """The static settings."""
     return Size(config.steps, config.inner_steps)
 
 
-def numbers_of(config: MethodConfig) -> Numbers:
+def numbers_of(config: Settings) -> Numbers:
     """All others, on the host."""
     on = np.arange(config.steps) < round(config.guided_steps * config.steps)
     weights = np.array([config.layout, config.appearance])
-    values = (config.guidance, config.interpolation, config.near)
+    shares = (config.cross_steps, config.self_steps)
+    values = (config.guidance, *shares, config.interpolation, config.near)
     counts = (config.first_step, config.first_layer)
     arrays: list[Any] = [
         *(np.asarray(x, np.float32) for x in values),
@@ -143,6 +170,8 @@ class Request:
     z: Latents
     """The clean latent."""
     noise: Latents
+    keys: Key[Array, " b"]
+    """Of whatever else a method draws."""
     source: Context
     target: Context
     empty: Context
@@ -168,8 +197,10 @@ class Method:
     """A method."""
 
     edit: Edit
-    evaluations: Callable[[MethodConfig], int]
+    evaluations: Callable[[Settings], int]
     """Evaluations of the network for one edit, at most."""
+    published: Mapping[str, Any] = field(default_factory=dict)
+    """Its own settings, where they are not those of `Settings`."""
 
 
 def grid(networks: Networks, size: Size) -> tuple[Array, Steps]:
@@ -292,6 +323,42 @@ def guide_and_rescale_edit(
     return seen.latent_out[-1]
 
 
+def infedit_edit(networks: Networks, weights: Weights, request: Request, size: Size) -> Latents:
+    """InfEdit, without words that bound where the target may differ."""
+    abar, _ = grid(networks, size)
+    numbers, (b, *shape) = request.numbers, request.z.shape
+    drawn = jax.vmap(lambda key: jax.random.normal(key, (size.steps, *shape)))(request.keys)
+    empty = jnp.broadcast_to(request.empty, request.source.shape)
+    one = jnp.ones(b)
+    seen = virtual.infedit(
+        one_denoiser(networks, weights.unet),
+        *(request.z, request.noise, jnp.moveaxis(drawn, 1, 0)),
+        uncond=jnp.stack([empty] * 3),
+        cond=jnp.stack([request.source, request.target, request.source]),
+        w=jnp.stack([one, request.w, one]),
+        abar=abar,
+        t=jnp.asarray(virtual.timesteps(size.steps)),
+        steps=size.steps,
+        branches=virtual.Branches(
+            request.edits.matrix, request.edits.own, numbers.cross_steps, numbers.self_steps
+        ),
+        eta=jnp.float32(1),
+    )
+    return seen.clean[-1]
+
+
+def renoise_edit(networks: Networks, weights: Weights, request: Request, size: Size) -> Latents:
+    """ReNoise's inversion, then DDIM. The shifts of its regularisation are those of key 0."""
+    abar, steps = grid(networks, size)
+    network = one_denoiser(networks, weights.unet)
+    _, height, _, channels = request.z.shape
+    rolls = fixed_point.all_rolls(jax.random.key(0), size.steps, channels, height)
+    _, high = fixed_point.renoise(network, request.z, request.source, abar, rolls, steps=size.steps)
+    empty = same_each_step(jnp.broadcast_to(request.empty, request.source.shape), steps)
+    path = generate(network, high.latents[-1], empty, request.target, request.w, steps)
+    return path.latents[-1]
+
+
 def icd_edit(networks: Networks, weights: Weights, request: Request, size: Size) -> Latents:
     """Invertible consistency distillation with Prompt-to-Prompt."""
     forward, backward = (
@@ -314,5 +381,15 @@ METHODS: dict[Name, Method] = {
     "p2p-direct": Method(partial(prompt_to_prompt_edit, "direct"), lambda x: 7 * x.steps),
     "masactrl": Method(masactrl_edit, lambda x: 5 * x.steps),
     "guide-and-rescale": Method(guide_and_rescale_edit, lambda x: 5 * x.steps),
-    "icd": Method(icd_edit, lambda x: 12),
+    "infedit": Method(
+        infedit_edit,
+        lambda x: 6 * x.steps,
+        {"steps": 12, "guidance": 2.3, "cross_steps": 0.7, "self_steps": 0.7},
+    ),
+    "renoise": Method(
+        renoise_edit,
+        lambda x: 4 * x.steps + fixed_point.low_steps(x.steps),
+        {"guidance": 1.0},
+    ),
+    "icd": Method(icd_edit, lambda x: 12, {"cross_steps": 0.3, "amplify": 4.0}),
 }

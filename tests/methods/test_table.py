@@ -13,7 +13,7 @@ import pytest
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.errors import UserError
-from ie_jax.methods.table import METHODS, MethodConfig, numbers_of
+from ie_jax.methods.table import METHODS, MethodConfig, Settings, numbers_of, settled
 from ie_jax.weights.folder import Pipeline
 from ie_jax.weights.untrained import RANDOM_CONFIGS, random_pipeline
 from tests.conftest import ROOT
@@ -64,7 +64,7 @@ def test_a_method_takes_batches_and_no_value_recompiles_it(name: Any, pipeline: 
     # An image's edits depend on no other image of its batch.
     swapped = editor.apply(images[::-1], sources[::-1], targets[::-1])
     np.testing.assert_allclose(np.asarray(swapped.latents)[:, ::-1], first, rtol=2e-3, atol=2e-3)
-    (program,) = [x for x in editor.programs.values() if x.compiled]
+    program = editor.programs[name]
     changed = replace(SHORT, guidance=3.0, interpolation=0.5, first_step=1, cross_steps=1.0)
     editor.config = replace(config, baseline=replace(changed, layout=1.0, appearance=1.0))
     other = editor.apply(images, sources, [["a fox", "a cat"], ["a hat", "a tree"]], seed=4)
@@ -73,9 +73,19 @@ def test_a_method_takes_batches_and_no_value_recompiles_it(name: Any, pipeline: 
 
 
 def test_numbers_have_one_shape_whatever_they_are() -> None:
-    one, other = (numbers_of(x) for x in (SHORT, replace(SHORT, layout=7.0, bounds=(0.1, 9.0))))
+    settings = settled("p2p", SHORT), settled("ddim", replace(SHORT, layout=7.0, bounds=(0.1, 9.0)))
+    one, other = map(numbers_of, settings)
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (one, other)]
     assert shapes[0] == shapes[1]
+
+
+def test_what_is_not_given_is_as_published() -> None:
+    assert settled("ddim", MethodConfig()) == Settings()
+    found = settled("infedit", MethodConfig(guidance=4.0))
+    assert (found.steps, found.guidance, found.cross_steps) == (12, 4.0, 0.7)
+    assert METHODS["infedit"].evaluations(found) == 72
+    assert settled("renoise", MethodConfig()).guidance == 1
+    assert METHODS["renoise"].evaluations(settled("renoise", MethodConfig())) == 213
 
 
 @pytest.mark.parametrize(
