@@ -6,7 +6,7 @@ from itertools import pairwise
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from ie_jax.errors import UserError
 
@@ -100,7 +100,7 @@ def make_schedule(
 
 
 def dynamic_guidance(
-    t: Float[np.ndarray, "..."], w: float, tau1: float, tau2: float
+    t: Num[np.ndarray, "..."], w: float, tau1: float, tau2: float
 ) -> Float[np.ndarray, "..."]:
     """Invertible-CD's guidance schedule, float32: w up to tau1, 0 from tau2 on, linear between,
     where t/1000 is compared. With tau1 = tau2 a step, at which w holds."""

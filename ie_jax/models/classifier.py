@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ie_jax.models.execution import exact
-from ie_jax.models.lpips import Image, activations
+from ie_jax.models.lpips import activations
+from ie_jax.models.pixels import Image
 
 Logits = dict[str, Float[Array, "b n"]]
 
