@@ -1,5 +1,5 @@
-"""What all tests share. Settings travel through the environment, so that nothing heavy is imported
-here and programs that a test starts have them too."""
+"""What all tests share. Settings travel through the environment: programs that a test starts have
+them too."""
 
 import gc
 import hashlib
@@ -10,9 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from jaxtyping import install_import_hook
 
-import tests.shapes
+from tests.shapes import check_shapes
 
 ROOT = Path(__file__).parents[1]
 LONG = 20
@@ -40,17 +39,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled()))
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 << 30))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
-# Their functions' annotated shapes and types hold, or a test fails.
-install_import_hook(
-    [
-        "ie_jax.diffusion",
-        "ie_jax.editing.by_method",
-        "ie_jax.methods",
-        "ie_jax.models",
-        "ie_jax.training.losses",
-    ],
-    f"{tests.shapes.__name__}.{tests.shapes.checked.__name__}",
-)
+check_shapes()
 
 
 @pytest.fixture(scope="module")

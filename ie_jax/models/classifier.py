@@ -10,7 +10,7 @@ from ie_jax.models.execution import exact
 from ie_jax.models.lpips import activations
 from ie_jax.models.pixels import Image
 
-Logits = dict[str, Float[Array, "b n"]]
+Logits = dict[str, Float[Array, "b _"]]
 
 
 def classify(params: Mapping[str, Any], x: Image) -> Logits:

@@ -19,7 +19,7 @@ def test_generation_undoes_inversion_where_the_prediction_is_one() -> None:
         assert w.shape == t.shape == (2,)
         return jnp.sin(t / 300.0)[:, None, None, None] * direction
 
-    noise = ddim_inversion(eps, jnp.asarray(z), jnp.asarray(ABAR))
+    noise = ddim_inversion(eps, z, jnp.asarray(ABAR))
     back = ddim(eps, noise, jnp.asarray(ABAR), jnp.zeros(2))
     assert float(jnp.abs(noise - z).max()) > 0.1
     # abar ends at 0.0047: what float32 loses near the noise grows 15-fold on the way back.
@@ -30,7 +30,6 @@ def test_inversion_visits_the_grid() -> None:
     """The exact noise of a known picture, predicted at every level, gives that noise's latent."""
     rng = np.random.default_rng(1)
     clean, noise = rng.standard_normal((2, 1, 4, 4, 3)).astype(np.float32)
-    eps = jnp.asarray(noise)
-    found = ddim_inversion(lambda z, t, w: eps, jnp.asarray(clean), jnp.asarray(ABAR), 10)
+    found = ddim_inversion(lambda z, t, w: jnp.asarray(noise), clean, jnp.asarray(ABAR), 10)
     expected = np.sqrt(ABAR[999]) * clean + np.sqrt(1 - ABAR[999]) * noise
     np.testing.assert_allclose(found, expected, atol=1e-5)

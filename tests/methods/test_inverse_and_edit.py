@@ -95,9 +95,7 @@ def test_latents_differentiate_with_respect_to_both_loras() -> None:
     """The gradient through inversion and guided generation agrees with a finite difference."""
     w, pixels, source, target, noise, schedule, strength, match = arguments(steps=1)
     models = replace(MODELS, guiders=GUIDERS[1:])
-    rest = jax.tree.map(
-        jnp.asarray, (pixels, source, target, noise, schedule, replace_scales(strength), match)
-    )
+    rest = (pixels, source, target, noise, schedule, replace_scales(strength), match)
     rng = np.random.default_rng(7)
     loras = (w.forward, w.backward)
     size = sum(x.size for x in jax.tree.leaves(loras))
@@ -120,7 +118,7 @@ def test_latents_differentiate_with_respect_to_both_loras() -> None:
 
 
 def test_inversion_maps_over_schedules() -> None:
-    w, pixels, source, _, noise, schedule, *_ = jax.tree.map(jnp.asarray, arguments())
+    w, pixels, source, _, noise, schedule, *_ = arguments()
     other = make_schedule((300, 999), 19, (0.0, 5.0))
     both = jax.tree.map(lambda *x: jnp.stack(x), schedule, other)
 

@@ -73,7 +73,7 @@ def test_guidance_enters() -> None:
 
 def test_rematerialisation_changes_no_gradient() -> None:
     small = SMALLEST_MODEL.unet
-    weights = jax.tree.map(jnp.asarray, draw(unet_shapes(small), 0))
+    weights = draw(unet_shapes(small), 0)
     z, *rest = inputs()
 
     def gradient(execution: Execution) -> jax.Array:
