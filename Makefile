@@ -32,7 +32,7 @@ bench: $(VENV)/.development
 
 # What benchmarks.gpu needs beyond JAX, PyTorch, transformers and peft, for a machine without a network.
 WHEELS := diffusers importlib_metadata docstring-parser pooch platformdirs tensorboardX \
-	pydantic pydantic-core annotated-types typing-inspection
+	pydantic pydantic-core annotated-types typing-inspection h5py
 
 wheels: $(VENV)/.development
 	$(RUN) -m pip download --quiet --no-deps --only-binary=:all: --dest .wheels \

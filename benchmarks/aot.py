@@ -15,48 +15,25 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
-from jax.experimental import topologies
-from jax.sharding import Mesh
 
-from benchmarks.memory import COMPILER_OPTIONS, H100, RANK, architecture_of, row, weight_shapes
+from benchmarks.harness import row, say, table
+from benchmarks.memory import COMPILER_OPTIONS, count, devices_of
+from benchmarks.models import architecture_of, weight_shapes
 from benchmarks.random_weights import SIZES
+from benchmarks.steps import argument_shapes, networks_of, stage_of
 from ie_jax.cli import run
 from ie_jax.devices import batch_sharding, make_mesh, replicated, weight_shardings
-from ie_jax.errors import UserError
 from ie_jax.models.execution import Execution, Precision
-from ie_jax.models.lpips import lpips_shapes
-from ie_jax.models.networks import Networks
-from ie_jax.training.stage import Stage, initial_state
-from ie_jax.training.stages.cycle import NAMES, CycleConfig, Frozen, cycle_schedule, cycle_stage
+from ie_jax.training.stages import TrainConfig
+from ie_jax.training.stages.cycle import NAMES, CycleConfig
 from ie_jax.training.step import make_step
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 KINDS = "|".join(COLLECTIVES)
 WIDTHS = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "u8": 1, "s8": 1, "f64": 8}
-
-
-def devices_of(name: str) -> tuple[str, Sequence[Any]]:
-    """Platform and devices of a topology such as h100:4 or v5e:2x4.
-
-    Raises:
-        UserError: unknown, or the compiler for it is not installed.
-    """
-    kind, _, shape = name.partition(":")
-    try:
-        if kind == "h100":
-            options = {"topology": f"1x1x{int(shape or 1)}", "target_config": H100.read_text()}
-            return "cuda", topologies.get_topology_desc("gpu", platform="cuda", **options).devices
-        return "tpu", topologies.get_topology_desc(topology_name=name, platform="tpu").devices
-    except (RuntimeError, ValueError, NotImplementedError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"cannot compile for {name!r}: {reason}") from error
 
 
 def placed(shapes: Any, shardings: Any) -> Any:
@@ -68,48 +45,28 @@ def placed(shapes: Any, shardings: Any) -> Any:
     )
 
 
-def stage_of(options: argparse.Namespace, backend: str) -> tuple[Stage, Networks]:
+def config_of(options: argparse.Namespace, devices: int, backend: str) -> TrainConfig:
     """The published fine-tuning at the size asked for, or some of its updates."""
     precision = Precision(param=options.dtype, compute=options.dtype)
-    execution = Execution(
-        attention="explicit" if backend == "gpu" else "auto",  # cuDNN needs a GPU to compile
-        remat_block=options.remat in ("block", "both"),
-        remat_call=options.remat in ("call", "both"),
-    ).resolve(precision, backend)
-    arch = architecture_of(options.model)
-    networks = Networks(arch, precision, precision, execution, options.lora)
-    config = CycleConfig(
-        order=options.order, distance=options.distance, perceptual_compute=options.dtype
-    )
     left_out: dict[str, Any] = {f"{name}_weight": 0.0 for name in NAMES if name not in options.only}
-    config = replace(config, **left_out)
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(8e-6, weight_decay=0.0))
-    return cycle_stage(config, networks, optimiser), networks
-
-
-def argument_shapes(
-    stage: Stage, networks: Networks, mesh: Mesh, options: argparse.Namespace
-) -> tuple[Any, ...]:
-    """State, frozen weights, batch and key of a step, placed on the mesh."""
-    arch, shape = networks.architecture, jax.ShapeDtypeStruct
-    weights = weight_shapes(arch, options.dtype, RANK)
-    perceptual = lpips_shapes() if options.distance == "lpips" else None
-    schedule = jax.eval_shape(partial(cycle_schedule, CycleConfig(), arch.betas))
-    frozen = Frozen(
-        weights.unet, weights.backward, weights.vae, weights.text_encoder, perceptual, schedule
-    )
-    state = jax.eval_shape(partial(initial_state, stage), weights.forward)
-    items = options.batch * mesh.size
-    batch = {
-        "pixels": shape((items, options.size, options.size, 3), jnp.uint8),
-        "ids": shape((items, arch.text.max_position_embeddings), jnp.int32),
-    }
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return (
-        placed(state, replicated(mesh)),
-        placed(frozen, weight_shardings(mesh, frozen)),
-        placed(batch, batch_sharding(mesh)),
-        placed(key, replicated(mesh)),
+    return TrainConfig(
+        model=f"random-{options.model}",
+        cycle=CycleConfig(
+            order=options.order,
+            distance=options.distance,
+            perceptual_compute=options.dtype,
+            **left_out,
+        ),
+        batch_size=options.batch * devices,
+        accumulate=options.accumulate,
+        lora=options.lora,
+        precision=precision,
+        vae_precision=precision,
+        execution=Execution(
+            attention="explicit" if backend == "gpu" else "auto",  # cuDNN needs a GPU to compile
+            remat_block=options.remat in ("block", "both"),
+            remat_call=options.remat in ("call", "both"),
+        ),
     )
 
 
@@ -170,8 +127,15 @@ def report(name: str, options: argparse.Namespace) -> list[Any]:
     platform, devices = devices_of(name)
     backend = {"cuda": "gpu", "tpu": "tpu"}[platform]
     mesh = make_mesh(options.fsdp or 1, devices)
-    stage, networks = stage_of(options, backend)
-    arguments = argument_shapes(stage, networks, mesh, options)
+    config, arch = config_of(options, mesh.size, backend), architecture_of(options.model)
+    stage = stage_of(config, networks_of(config, arch, backend))
+    state, frozen, batch, key = argument_shapes(stage, config, arch, options.size)
+    arguments = (
+        placed(state, replicated(mesh)),
+        placed(frozen, weight_shardings(mesh, frozen)),
+        placed(batch, batch_sharding(mesh)),
+        placed(key, replicated(mesh)),
+    )
     start = time.perf_counter()
     step = jax.jit(make_step(stage, mesh, options.accumulate), donate_argnums=0)
     compiled = step.lower(*arguments).compile(compiler_options=COMPILER_OPTIONS.get(platform))
@@ -218,8 +182,7 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     options = parse(argv)
     jax.config.update("jax_platforms", "cpu")  # nothing runs: an accelerator is left alone
-    lora = weight_shapes(architecture_of(options.model), "float32", RANK).forward
-    gradient = 4 * sum(math.prod(x.shape) for x in jax.tree.leaves(lora))
+    gradient = 4 * count(weight_shapes(architecture_of(options.model)).forward)
     print(f"{options.model}, {options.size} px, {options.dtype}, remat {options.remat}, ", end="")
     print(f"{options.lora}, {options.order}: {', '.join(options.only)}; ", end="")
     print(f"LoRA gradient {gradient / 1e9:.3f} GB (1e9 bytes)\n")
@@ -235,10 +198,9 @@ def main(argv: Sequence[str]) -> None:
         "TFLOP",
         "compile s",
     )
-    print(row(header))
-    print(row(["---"] * len(header)), flush=True)
+    say("\n".join(table(header)))
     for name in options.topologies:
-        print(row(report(name, options)), flush=True)
+        say(row(report(name, options)))
         jax.clear_caches()
 
 

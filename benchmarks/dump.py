@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.aot import collective_bytes
-from benchmarks.memory import row
+from benchmarks.harness import row, table
 from ie_jax.cli import run
 from ie_jax.errors import UserError
 
@@ -47,8 +47,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dump", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR")
     header = ("dump", "peak GB", "collectives GB per step", "of which")
-    print(row(header))
-    print(row(["---"] * len(header)))
+    print("\n".join(table(header)))
     for folder in parser.parse_args(argv).folders:
         total, moved = dumped(folder)
         kinds = ", ".join(f"{kind} {size / 1e9:.3f}" for kind, size in moved.items()) or "none"

@@ -21,7 +21,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from benchmarks.random_weights import GUIDANCE_FEATURES, SCHEDULER, SIZES
+from benchmarks.harness import row, say, table
+from benchmarks.models import architecture_of, weight_shapes
+from benchmarks.random_weights import SIZES
 from ie_jax.cli import run
 from ie_jax.diffusion.schedule import make_schedule
 from ie_jax.errors import UserError
@@ -29,12 +31,8 @@ from ie_jax.methods.guidance import Strength
 from ie_jax.methods.guiders import QUERY_CHUNK, Guider, make_guider
 from ie_jax.methods.inverse_and_edit import Models, edit_images
 from ie_jax.models.execution import DType, Execution, Precision, dtype
-from ie_jax.models.lora import lora_shapes
 from ie_jax.models.networks import Architecture
-from ie_jax.models.shapes import text_encoder_shapes, unet_shapes, vae_shapes
-from ie_jax.weights.folder import Weights, architecture
 
-RANK = 64
 H100 = Path(__file__).parent / "targets/h100.textproto"
 BACKENDS = {"cpu": "cpu", "cuda": "gpu", "tpu": "tpu"}
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
@@ -81,26 +79,6 @@ HELP = {
     "lora": "merge a copy of the weights, or add the low-rank path in each layer",
     "remat": "what backward passes compute again: the inside of blocks, or network calls",
 }
-
-
-def architecture_of(size: str) -> Architecture:
-    """The networks of `benchmarks.random_weights`, by name."""
-    configs = SIZES[size]
-    unet = configs.unet | {"time_cond_proj_dim": GUIDANCE_FEATURES}
-    parts = {"unet": unet, "vae": configs.vae, "text_encoder": configs.text, "scheduler": SCHEDULER}
-    return architecture(parts, size)
-
-
-def weight_shapes(arch: Architecture, param: DType, rank: int = RANK) -> Weights:
-    """All weights as shapes: networks in `param`, LoRA in float32, as the editor keeps them."""
-
-    def cast(tree: Any) -> Any:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype(param)), tree)
-
-    base = unet_shapes(arch.unet)
-    lora = lora_shapes(base, rank)
-    vae, text_encoder = vae_shapes(arch.vae), text_encoder_shapes(arch.text)
-    return Weights(cast(base), lora, lora, cast(vae), cast(text_encoder))
 
 
 def guiders_of(setting: Setting) -> tuple[Guider, ...]:
@@ -160,18 +138,27 @@ def device_of(target: str, gpu: Path = H100) -> Any:
     Raises:
         UserError: the compiler for it is not installed.
     """
+    if target == "cpu":
+        return jax.devices("cpu")[0]
+    return devices_of("h100" if target == "cuda" else "v5e:2x2", gpu)[1][0]
+
+
+def devices_of(name: str, gpu: Path = H100) -> tuple[str, Sequence[Any]]:
+    """Platform and devices of a topology such as h100:4 or v5e:2x4, which need not be there.
+
+    Raises:
+        UserError: unknown, or the compiler for it is not installed.
+    """
+    kind, _, shape = name.partition(":")
     try:
-        if target == "cpu":
-            return jax.devices("cpu")[0]
-        if target == "cuda":
-            options = {"topology": "1x1x1", "target_config": gpu.read_text()}
-            return topologies.get_topology_desc("gpu", platform="cuda", **options).devices[0]
-        return topologies.get_topology_desc(topology_name="v5e:2x2", platform="tpu").devices[0]
-    except (RuntimeError, ImportError, NotImplementedError) as error:
-        extra = {"cuda": "cuda12"}.get(target, target)
-        reason = " ".join(str(error).split())
+        if kind == "h100":
+            options = {"topology": f"1x1x{int(shape or 1)}", "target_config": gpu.read_text()}
+            return "cuda", topologies.get_topology_desc("gpu", platform="cuda", **options).devices
+        return "tpu", topologies.get_topology_desc(topology_name=name, platform="tpu").devices
+    except (RuntimeError, ValueError, NotImplementedError, ImportError) as error:
+        extra, reason = "cuda12" if kind == "h100" else "tpu", " ".join(str(error).split())
         raise UserError(
-            f"cannot compile for {target} ({reason}): pip install 'ie_jax[{extra}]'"
+            f"cannot compile for {name} ({reason}): pip install 'ie_jax[{extra}]'"
         ) from error
 
 
@@ -214,11 +201,6 @@ def weights_report(arch: Architecture, param: DType) -> str:
     )
 
 
-def row(cells: Sequence[Any]) -> str:
-    """A line of a Markdown table."""
-    return "| " + " | ".join(map(str, cells)) + " |"
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line: every field of `Setting` takes several values."""
     parser = argparse.ArgumentParser(
@@ -252,8 +234,7 @@ def main(argv: Sequence[str]) -> None:
     print()
     names = tuple(Setting.__dataclass_fields__)
     header = (*names, "temporaries GB", "arguments GB", "outputs GB", "compile s")
-    print(row(header))
-    print(row(["---"] * len(header)), flush=True)
+    say("\n".join(table(header)))
     for setting in settings(vars(options)):
         start = time.perf_counter()
         memory = compile_edit(setting, arch, options.target, device).memory_analysis()
@@ -264,7 +245,7 @@ def main(argv: Sequence[str]) -> None:
             memory.output_size_in_bytes,
         )
         fields = [getattr(setting, name) for name in names]
-        print(row([*fields, *(f"{x / 1e9:.3f}" for x in sizes), f"{seconds:.0f}"]), flush=True)
+        say(row([*fields, *(f"{x / 1e9:.3f}" for x in sizes), f"{seconds:.0f}"]))
         jax.clear_caches()
 
 

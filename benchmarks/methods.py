@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.memory import row
+from benchmarks.harness import row, say, table
 from ie_jax.cli import run
 from ie_jax.data.world import caption, render
 from ie_jax.editing.config import EditConfig
@@ -38,8 +38,7 @@ def compare(argv: Sequence[str]) -> None:
     edits = sample_edits()[: options.edits]
     sources, truths = ([render(getattr(x, y)) for x in edits] for y in ("source", "target"))
     columns = {"source": sources}
-    print(row(["method", *(edit.kind for edit in edits)]))
-    print(row(["---"] * (len(edits) + 1)))
+    say("\n".join(table(["method", *(edit.kind for edit in edits)])))
     names: list[Any] = ["ours", *METHODS]
     for name in names:
         model = "world-icd" if name == "icd" else "world"
@@ -49,7 +48,7 @@ def compare(argv: Sequence[str]) -> None:
         found = editor.apply(sources, [caption(edit.source) for edit in edits], targets)
         columns[name] = list(np.asarray(found.pixels)[:, 0])
         numbers = [decibels(a, b) for a, b in zip(columns[name], truths, strict=True)]
-        print(row([name, *(f"{x:.1f}" for x in numbers)]), flush=True)
+        say(row([name, *(f"{x:.1f}" for x in numbers)]))
     columns["truth"] = truths
     rows = [
         np.concatenate([enlarged(picture) for picture in pictures], axis=1)

@@ -299,8 +299,9 @@ def math_case(recording: Recording, case: str, record: Arrays) -> Ours:
     features = recording.models.architecture.unet.time_cond_proj_dim or 0
 
     def step(name: str, t: Any, s: Any) -> np.ndarray:
-        z, eps = (nhwc(record[f"{name}_{x}"]) for x in ("sample", "eps"))
-        return nchw(consistency_step(abar, z, eps, t, s))
+        both = (nhwc(record[f"{name}_{x}"]) for x in ("sample", "eps"))
+        z, eps = (np.broadcast_to(x, (len(t), *x.shape[1:])) for x in both)
+        return nchw(consistency_step(abar, *map(jnp.asarray, (z, eps, t, s))))
 
     def match(pixels: str, row: int) -> Any:
         mean, std = record["ms_target"][row, :, None]

@@ -1,5 +1,5 @@
-"""What all tests share. Settings travel through the environment, so that nothing heavy is imported
-here and programs that a test starts have them too."""
+"""What all tests share. Settings travel through the environment: programs that a test starts have
+them too."""
 
 import gc
 import hashlib
@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+from tests.shapes import check_shapes
 
 ROOT = Path(__file__).parents[1]
 LONG = 20
@@ -41,6 +43,8 @@ if version("jaxlib").startswith("0.10.") and QUICK not in os.environ.get("XLA_FL
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled()))
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 << 30))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+check_shapes()
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,12 @@
 """The consistency step: from z_t to the boundary s of its segment (method 2)."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from ie_jax.models.networks import Latents
 
 
-def per_image(x: Float[Array, " b"]) -> Float[Array, "b 1 1 1"]:
+def per_image(x: Shaped[Array, " b"]) -> Shaped[Array, "b 1 1 1"]:
     """One value per image, ready to scale latents."""
     return x[:, None, None, None]
 

@@ -6,13 +6,14 @@ from itertools import pairwise
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from ie_jax.errors import UserError
 
 BOUNDARIES = (259, 519, 779, 999)
 GUIDANCE = (0.0, 7.0, 11.0, 19.0)
 BETAS = (0.00085, 0.012, 1000)
+Numbers = float | Num[np.ndarray, "..."]
 
 
 def cumulative_alphas(
@@ -100,7 +101,7 @@ def make_schedule(
 
 
 def dynamic_guidance(
-    t: Float[np.ndarray, "..."], w: float, tau1: float, tau2: float
+    t: Numbers, w: Numbers, tau1: Numbers, tau2: Numbers
 ) -> Float[np.ndarray, "..."]:
     """Invertible-CD's guidance schedule, float32: w up to tau1, 0 from tau2 on, linear between,
     where t/1000 is compared. With tau1 = tau2 a step, at which w holds."""

@@ -75,7 +75,7 @@ def invert(network: ControlledNetwork, z: Latents, context: Context, steps: Step
 def generate(
     network: ControlledNetwork,
     z: Latents,
-    uncond: Float[Array, "n b t c"],
+    uncond: Float[Array, "n b l d"],
     cond: Context,
     w: Float[Array, " b"],
     steps: Steps,
@@ -99,7 +99,7 @@ def generate(
     return Path(jnp.concatenate([z[None], latents]), eps)
 
 
-def same_each_step(context: Context, steps: Steps) -> Float[Array, "n b t c"]:
+def same_each_step(context: Context, steps: Steps) -> Float[Array, "n b l d"]:
     """One embedding for all steps."""
     return jnp.broadcast_to(context, (len(steps.t), *context.shape))
 

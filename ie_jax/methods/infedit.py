@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ie_jax.diffusion.consistency import Latents, per_image
 from ie_jax.diffusion.ddim import Levels
 from ie_jax.methods.prompt_to_prompt import LARGEST, blend_maps, enlarged, grouped, no_maps, square
-from ie_jax.models.attention import Control, Heads, Site, attend, probabilities
+from ie_jax.models.attention import Control, Heads, Keys, Site, attend, probabilities
 from ie_jax.models.networks import ControlledNetwork
 
 WORDS_FLOOR = 0.15
@@ -26,14 +26,14 @@ WORDS_FLOOR = 0.15
 
 @struct.dataclass
 class Words:
-    """Where the target may differ from the source. b images, m tokens."""
+    """Where the target may differ from the source. b images, l tokens."""
 
-    target_words: Float[Array, "b m"]
+    target_words: Float[Array, "b l"]
     """1 for tokens around which the target may differ; none: everywhere."""
-    source_words: Float[Array, "b m"]
+    source_words: Float[Array, "b l"]
     """1 for tokens around which it is the source."""
-    both_words: Float[Array, "b m"]
-    inside: Float[Array, "b m"]
+    both_words: Float[Array, "b l"]
+    inside: Float[Array, "b l"]
     """1 for the tokens of the target prompt but its start and end."""
     target_threshold: Float[Array, ""]
     source_threshold: Float[Array, ""]
@@ -41,10 +41,10 @@ class Words:
 
 @struct.dataclass
 class Branches:
-    """What the target takes over. b images, m tokens."""
+    """What the target takes over. b images, l tokens."""
 
-    matrix: Float[Array, "b m m"]
-    own: Float[Array, "b m"]
+    matrix: Float[Array, "b l l"]
+    own: Float[Array, "b l"]
     """As in `prompt_to_prompt.Edits`."""
     cross_steps: Float[Array, ""]
     self_steps: Float[Array, ""]
@@ -96,7 +96,7 @@ def control_of(
     early = branches.self_steps > share
     late_cross = branches.cross_steps < share
 
-    def of_self(q: Heads, k: Heads, v: Heads, plain: Any) -> Heads:
+    def of_self(q: Heads, k: Keys, v: Keys, plain: Any) -> Heads:
         """Early all have the source's maps; later the mutual branch has the target's queries on
         the source's keys and values."""
         (qs, qt, _), (ks, kt, _), (vs, vt, _) = (grouped(x, 3) for x in (q, k, v))
@@ -107,7 +107,7 @@ def control_of(
             jnp.concatenate([vs, vt, vs]),
         )
 
-    def of_text(q: Heads, k: Heads, v: Heads) -> tuple[Heads, Array, Any]:
+    def of_text(q: Heads, k: Keys, v: Keys) -> tuple[Heads, Array, Any]:
         maps = grouped(probabilities(q, k), 3)
         source, target, mutual = maps
 
@@ -122,7 +122,7 @@ def control_of(
         y = attend(edited.reshape(-1, *edited.shape[2:]), v)
         return y, jnp.stack([of_source, of_mutual]).mean(axis=2), (maps, edited)
 
-    def control(site: Site, q: Heads, k: Heads, v: Heads, plain: Any) -> tuple[Heads, Any]:
+    def control(site: Site, q: Heads, k: Keys, v: Keys, plain: Any) -> tuple[Heads, Any]:
         half = len(q) // 2
         q1, k1, v1 = (x[:half] for x in (q, k, v))
         q2, k2, v2 = (x[half:] for x in (q, k, v))
@@ -148,8 +148,8 @@ def infedit(
     z0: Latents,
     noise: Latents,
     step_noise: Float[Array, "n b h w c"],
-    uncond: Float[Array, "3 b m c"],
-    cond: Float[Array, "3 b m c"],
+    uncond: Float[Array, "3 b l d"],
+    cond: Float[Array, "3 b l d"],
     w: Float[Array, "3 b"],
     abar: Levels,
     t: Int[Array, " n"],
@@ -224,7 +224,7 @@ def infedit(
 
 
 def masks_of(
-    words: Words, summed: Float[Array, "2 b n m"], alpha: Array, height: int, width: int
+    words: Words, summed: Float[Array, "2 b q l"], alpha: Array, height: int, width: int
 ) -> tuple[Bool[Array, "3 b h w"], Float[Array, "3"], Float[Array, "3 b h w"]]:
     """Masks, their thresholds, and the maps that they are made of: around the target's words
     (mutual maps), around the source's that are none of both (source maps), around both (mutual)."""

@@ -104,7 +104,7 @@ def invert_images(
     models: Models,
     weights: Weights,
     pixels: Pixels,
-    source_ids: Int[Array, "b n"],
+    source_ids: Int[Array, "b l"],
     noise: Latents,
     schedule: Schedule,
 ) -> Inversion:
@@ -134,7 +134,7 @@ def reconstruct(
 
 def finish(
     models: Networks, weights: Weights, z: Latents, inversion: Inversion, match: Float[Array, ""]
-) -> tuple[Pixels, Bool[Array, " m"]]:
+) -> tuple[Pixels, Bool[Array, " be"]]:
     """Decode, and where `match` is 1 take over the source's statistics. And whether the result is
     finite."""
     pixels, finite = decode_image(models, weights, z)
@@ -165,7 +165,7 @@ def guided_generation(
     context: Context,
     schedule: Schedule,
     strength: Strength,
-) -> tuple[Float[Array, "n m h w c"], StepRecord]:
+) -> tuple[Float[Array, "n be h w c"], StepRecord]:
     """Generation under the target prompts, guided towards the inversion (method 4).
 
     The target and the source pass of a step are one call of twice the batch.
@@ -193,7 +193,7 @@ def guided_generation(
         t, s, w, scales, reference = at
         eps_inv, out_inv = jax.tree.map(repeat, reference)
 
-        def passes(z: Latents) -> tuple[Float[Array, "g m"], Latents]:
+        def passes(z: Latents) -> tuple[Float[Array, "g be"], Latents]:
             if reads_source:
                 both = jnp.concatenate([context, source])
                 eps, out = network(twice(z), twice(t), jnp.concatenate([w, 0 * w]), both)
@@ -221,7 +221,7 @@ def edit_inversion(
     models: Models,
     weights: Weights,
     inversion: Inversion,
-    target_ids: Int[Array, "b e n"],
+    target_ids: Int[Array, "b e l"],
     schedule: Schedule,
     strength: Strength,
     match: Float[Array, ""],
@@ -269,8 +269,8 @@ def edit_images(
     models: Models,
     weights: Weights,
     pixels: Pixels,
-    source_ids: Int[Array, "b n"],
-    target_ids: Int[Array, "b e n"],
+    source_ids: Int[Array, "b l"],
+    target_ids: Int[Array, "b e l"],
     noise: Latents,
     schedule: Schedule,
     strength: Strength,

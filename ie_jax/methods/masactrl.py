@@ -12,7 +12,7 @@ from ie_jax.diffusion.consistency import Latents
 from ie_jax.diffusion.ddim import Steps, move
 from ie_jax.methods.cfg import Path, guided, pair, two_halves
 from ie_jax.methods.prompt_to_prompt import grouped
-from ie_jax.models.attention import Control, Heads, Site
+from ie_jax.models.attention import Control, Heads, Keys, Site
 from ie_jax.models.networks import Context, ControlledNetwork
 
 
@@ -26,7 +26,7 @@ def mutual_attention(on: Array, first_layer: Int[Array, ""], probe: Sequence[int
             the control are returned.
     """
 
-    def control(site: Site, q: Heads, k: Heads, v: Heads, plain: Any) -> tuple[Heads, Any]:
+    def control(site: Site, q: Heads, k: Keys, v: Keys, plain: Any) -> tuple[Heads, Any]:
         if site.is_cross:
             return plain(q, k, v), None
         layer = site.number // 2
@@ -46,7 +46,7 @@ def mutual_attention(on: Array, first_layer: Int[Array, ""], probe: Sequence[int
 def masactrl(
     network: ControlledNetwork,
     z: Latents,
-    empty: Context,
+    empty: Float[Array, "b2 l d"],
     source: Context,
     target: Context,
     w: Float[Array, " b"],
@@ -62,6 +62,7 @@ def masactrl(
 
     Args:
         z: noise, (b h w c).
+        empty: the unconditional embedding of sources and targets.
         reference: the inversion's latents, the clean one first, which take the source's place
             before each step. None: it goes its own way.
 

@@ -19,9 +19,9 @@ from ie_jax.models.networks import Context, ControlledNetwork
 class NullTexts(NamedTuple):
     """What the optimisation found."""
 
-    embeddings: Float[Array, "n b t c"]
+    embeddings: Float[Array, "n b l d"]
     """Of each step."""
-    losses: Float[Array, "n k b"]
+    losses: Float[Array, "n inner b"]
     """Before each inner step; -1 where none was made."""
     taken: Int[Array, "n b"]
     """Inner steps of each step."""
@@ -41,7 +41,7 @@ class Inner(NamedTuple):
     adam: Any
     going: Bool[Array, " b"]
     """Images that are not yet near enough."""
-    losses: Float[Array, "k b"]
+    losses: Float[Array, "inner b"]
 
 
 def learning_rate(step: Array) -> Array:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from ie_jax.diffusion.consistency import Latents
 from ie_jax.diffusion.ddim import Steps, move
 from ie_jax.methods.cfg import Path, guided, pair, two_halves
-from ie_jax.models.attention import Control, Heads, Site, attend, probabilities
+from ie_jax.models.attention import Control, Heads, Keys, Site, attend, probabilities
 from ie_jax.models.networks import Context, ControlledNetwork
 
 LARGEST = 32 * 32
@@ -30,13 +30,13 @@ LARGEST = 32 * 32
 class Edits:
     """What the target takes over. b images, n steps."""
 
-    matrix: Float[Array, "b m m"]
+    matrix: Float[Array, "b l l"]
     """Source tokens to target tokens, see `prompts.Alignment`."""
-    own: Float[Array, "b m"]
+    own: Float[Array, "b l"]
     """How much a target token keeps of its own map."""
-    equalizer: Float[Array, "b m"]
+    equalizer: Float[Array, "b l"]
     """Factors of the taken maps; 1 leaves them."""
-    cross: Float[Array, "n1 b m"]
+    cross: Float[Array, "n1 b l"]
     """1 in the steps in which a token takes over cross-attention; one row more than steps."""
     self_steps: Int[Array, " 2"]
     """First step, and the one after the last, in which self-attention is taken over."""
@@ -46,9 +46,9 @@ class Edits:
 class Blend:
     """Where the target may differ from the source: around the words' maps."""
 
-    words: Float[Array, "2 b m"]
+    words: Float[Array, "2 b l"]
     """1 for the tokens that count, of the source and of the target prompt."""
-    without: Float[Array, "2 b m"]
+    without: Float[Array, "2 b l"]
     """Tokens around which it may not."""
     threshold: Float[Array, ""]
     without_threshold: Float[Array, ""]
@@ -81,7 +81,7 @@ def control_of(
     edits: Edits,
     step: Int[Array, ""],
     groups: int,
-    words: Float[Array, "k 2 b m"] | None = None,
+    words: Float[Array, "k 2 b l"] | None = None,
     largest: int = LARGEST,
     probe: Sequence[int] = (),
 ) -> Control:
@@ -98,7 +98,7 @@ def control_of(
     takes_self = (step >= first) & (step < end)
     alpha = edits.cross[step][:, None, None]  # b, heads, queries, tokens
 
-    def of_text(q: Heads, k: Heads, v: Heads) -> tuple[Heads, Any, tuple[Array, Array]]:
+    def of_text(q: Heads, k: Keys, v: Keys) -> tuple[Heads, Any, tuple[Array, Array]]:
         maps = grouped(probabilities(q, k), 2)
         source, target = maps
         exact = lax.Precision.HIGHEST
@@ -112,7 +112,7 @@ def control_of(
         y = attend(edited.reshape(-1, *edited.shape[2:]), v)
         return y, seen, (maps, edited)
 
-    def of_self(q: Heads, k: Heads) -> tuple[Heads, Heads]:
+    def of_self(q: Heads, k: Keys) -> tuple[Heads, Keys]:
         """Queries and keys of the maps: the target's are where wanted the source's."""
         if q.shape[1] > largest:
             return q, k
@@ -120,7 +120,7 @@ def control_of(
         q1, k1 = (jnp.where(takes_self, x, y) for x, y in ((q0, q1), (k0, k1)))
         return jnp.concatenate([q0, q1]), jnp.concatenate([k0, k1])
 
-    def control(site: Site, q: Heads, k: Heads, v: Heads, plain: Any) -> tuple[Heads, Any]:
+    def control(site: Site, q: Heads, k: Keys, v: Keys, plain: Any) -> tuple[Heads, Any]:
         rest = (groups - 2) * (len(q) // groups)
         before = plain(*(x[:rest] for x in (q, k, v))) if rest else None
         q, k, v = (x[rest:] for x in (q, k, v))
@@ -149,7 +149,7 @@ def blend_maps(seen: Sequence[Any]) -> Array:
     return jnp.mean(jnp.stack([*down[2:4], *up[:3]]), axis=0)
 
 
-def square(maps: Float[Array, "*any n"]) -> Float[Array, "*any h w"]:
+def square(maps: Float[Array, "*any q"]) -> Float[Array, "*any h w"]:
     """Maps over the pixels of a square."""
     side = int(maps.shape[-1] ** 0.5)
     return maps.reshape(*maps.shape[:-1], side, side)
@@ -172,7 +172,7 @@ def enlarged(
     return large / jnp.max(large, axis=(2, 3), keepdims=True)
 
 
-def masks_of(blend: Blend, summed: Float[Array, "2 2 b n"], height: int, width: int) -> Masks:
+def masks_of(blend: Blend, summed: Float[Array, "2 2 b q"], height: int, width: int) -> Masks:
     """Masks from maps summed over steps: [words, words to leave out]."""
     maps = square(summed)
 
@@ -197,7 +197,7 @@ def blended(z: Latents, masks: Masks, on: Array) -> Latents:
 def prompt_to_prompt(
     network: ControlledNetwork,
     z: Latents,
-    uncond: Float[Array, "n b t c"],
+    uncond: Float[Array, "n b l d"],
     source: Context,
     target: Context,
     w: Float[Array, " b"],

@@ -11,7 +11,10 @@ from jaxtyping import Array, Float
 
 from ie_jax.models.execution import Execution, exact
 
-Heads = Float[Array, "b n h d"]
+Heads = Float[Array, "b q heads i"]
+"""Queries, and what attention puts out for them."""
+Keys = Float[Array, "b k heads i"]
+"""Keys or values."""
 T = TypeVar("T")
 CUDNN_MAX_HEAD_DIM = 128
 
@@ -39,9 +42,7 @@ CPU_QUERIES = 512
 """So many queries at a time are the fastest on a CPU."""
 
 
-def probabilities(
-    q: Heads, k: Float[Array, "b m h d"], causal: bool = False
-) -> Float[Array, "b h n m"]:
+def probabilities(q: Heads, k: Keys, causal: bool = False) -> Float[Array, "b heads q k"]:
     """softmax(q k^T / sqrt(d)) in float32: the attention maps."""
     logits = jnp.einsum(
         "bnhd,bmhd->bhnm", q, k, precision=exact(q.dtype), preferred_element_type=jnp.float32
@@ -53,7 +54,7 @@ def probabilities(
     return jax.nn.softmax(logits, axis=-1)
 
 
-def attend(maps: Float[Array, "b h n m"], v: Float[Array, "b m h d"]) -> Heads:
+def attend(maps: Float[Array, "b heads q k"], v: Keys) -> Heads:
     """Values averaged by the maps."""
     return jnp.einsum("bhnm,bmhd->bnhd", maps.astype(v.dtype), v, precision=exact(v.dtype))
 
@@ -80,7 +81,7 @@ def over_query_chunks(f: Callable[..., T], chunk: int, *queries: Array, axis: in
     return lax.map(jax.checkpoint(lambda part: f(*part)), stacked)
 
 
-def over_heads(f: Callable[..., T], *heads: Float[Array, "b _ h d"]) -> T:
+def over_heads(f: Callable[..., T], *heads: Float[Array, "b _ heads i"]) -> T:
     """f over the heads of all its arguments, one head of one image, (tokens, d), at a time; its
     results with b and h as their first axes.
 
@@ -92,21 +93,21 @@ def over_heads(f: Callable[..., T], *heads: Float[Array, "b _ h d"]) -> T:
     return jax.tree.map(lambda y: y.reshape(b, h, *y.shape[1:]), results)
 
 
-def head_probabilities(q: Float[Array, "n d"], k: Float[Array, "m d"]) -> Float[Array, "n m"]:
+def head_probabilities(q: Float[Array, "q i"], k: Float[Array, "k i"]) -> Float[Array, "q k"]:
     """The `probabilities` of one head."""
     logits = jnp.matmul(q, k.T, precision=exact(q.dtype), preferred_element_type=jnp.float32)
     return jax.nn.softmax(logits / math.sqrt(q.shape[-1]), axis=-1)
 
 
-def is_large(q: Heads, k: Float[Array, "b m h d"]) -> bool:
+def is_large(q: Heads, k: Keys) -> bool:
     """Whether a CPU should go through the maps head by head."""
     return q.shape[1] * k.shape[1] >= LARGE_MAP
 
 
 def explicit_attention(
     q: Heads,
-    k: Float[Array, "b m h d"],
-    v: Float[Array, "b m h d"],
+    k: Keys,
+    v: Keys,
     query_chunk: int,
 ) -> Heads:
     """Attention as two matrix products around a softmax, `query_chunk` queries at a time."""
@@ -120,8 +121,8 @@ def explicit_attention(
 
 def attention_by_head(
     q: Heads,
-    k: Float[Array, "b m h d"],
-    v: Float[Array, "b m h d"],
+    k: Keys,
+    v: Keys,
     query_chunk: int,
 ) -> Heads:
     """`explicit_attention`, one head after the other where the maps are large."""
@@ -141,8 +142,8 @@ def attention_by_head(
 
 def fused_attention(
     q: Heads,
-    k: Float[Array, "b m h d"],
-    v: Float[Array, "b m h d"],
+    k: Keys,
+    v: Keys,
     implementation: Literal["cudnn", "xla"],
 ) -> Heads:
     """`jax.nn.dot_product_attention`, on cuDNN's flash kernel only where it takes the heads.
@@ -157,8 +158,8 @@ def fused_attention(
 
 def attention(
     q: Heads,
-    k: Float[Array, "b m h d"],
-    v: Float[Array, "b m h d"],
+    k: Keys,
+    v: Keys,
     execution: Execution,
 ) -> Heads:
     """Attention by the kernel that `execution` (resolved) names."""

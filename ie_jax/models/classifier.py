@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ie_jax.models.execution import exact
-from ie_jax.models.lpips import Image, activations
+from ie_jax.models.lpips import activations
+from ie_jax.models.pixels import Image
 
-Logits = dict[str, Float[Array, "b n"]]
+Logits = dict[str, Float[Array, "b _"]]
 
 
 def classify(params: Mapping[str, Any], x: Image) -> Logits:

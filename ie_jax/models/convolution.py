@@ -47,7 +47,7 @@ def product(x: Float[Array, "... i"], kernel: Float[Array, "i o"]) -> Float[Arra
     return jnp.matmul(x, kernel, precision=exact(x.dtype))
 
 
-def im2col(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "b h w o"]:
+def im2col(x: Float[Array, "b H W i"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "b h w o"]:
     """A 3 x 3 convolution, padded by 1, as one product with the nine pixels of each window."""
     h, w = x.shape[1:3]
     around = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -56,7 +56,7 @@ def im2col(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Float
 
 
 def winograd(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]
+    x: Float[Array, "b H W i"], kernel: Float[Array, "3 3 i o"]
 ) -> Float[Array, "b h w o"]:
     """A 3 x 3 convolution, padded by 1, of even height and width, by 16 products in place of 36.
 
@@ -102,12 +102,12 @@ def fast(x: Array, kernel: Array, stride: Pair, padding: Padding) -> Array:
 
 
 def convolution(
-    x: Float[Array, "b h w i"],
+    x: Float[Array, "b H W i"],
     kernel: Float[Array, "kh kw i o"],
     stride: Pair,
     padding: Padding,
     form: Convolution = "xla",
-) -> Float[Array, "b h2 w2 o"]:
+) -> Float[Array, "b h w o"]:
     """Convolution of images with a kernel.
 
     Args:

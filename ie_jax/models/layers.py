@@ -79,7 +79,7 @@ class Conv(LowRank):
         return jnp.matmul(x, kernel[0, 0], precision=exact(x.dtype))
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
+    def __call__(self, x: Float[Array, "b H W i"]) -> Float[Array, "b h w o"]:
         return self.project(x, (self.kernel, self.kernel, x.shape[-1], self.features))
 
 
@@ -106,6 +106,6 @@ def layer_norm(name: str, precision: Precision, epsilon: float = 1e-5) -> nn.Lay
     )
 
 
-def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b 2h 2w c"]:
+def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     """Every pixel becomes a 2 x 2 square."""
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)

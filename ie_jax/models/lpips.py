@@ -15,9 +15,9 @@ from jaxtyping import Array, Float
 
 from ie_jax.models.convolution import convolution
 from ie_jax.models.execution import Convolution
+from ie_jax.models.pixels import Image
 
 Params = Mapping[str, Any]
-Image = Float[Array, "b h w 3"]
 
 FLOAT32 = jnp.dtype("float32")
 WIDTHS = (64, 128, 256, 512, 512)
@@ -47,7 +47,7 @@ def unit(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 
 def activations(
     params: Params, x: Image, compute: jnp.dtype = FLOAT32, form: Convolution = "xla"
-) -> tuple[Float[Array, "b h w c"], ...]:
+) -> tuple[Float[Array, "b _ _ _"], ...]:
     """The activations at the end of each block, float32.
 
     Args:
@@ -71,7 +71,7 @@ def activations(
 
 def features(
     params: Params, x: Image, compute: jnp.dtype = FLOAT32, form: Convolution = "xla"
-) -> tuple[Float[Array, "b h w c"], ...]:
+) -> tuple[Float[Array, "b _ _ _"], ...]:
     """The `activations`, of unit length over the channels."""
     return tuple(map(unit, activations(params, x, compute, form)))
 

@@ -20,7 +20,7 @@ from ie_jax.models.unet import Collect, Out, UNet
 from ie_jax.models.vae import VAE
 
 Latents = Float[Array, "b h w c"]
-Context = Float[Array, "b n c"]
+Context = Float[Array, "b l d"]
 Network = Callable[[Latents, Array, Array, Context], tuple[Latents, Out]]
 """(z, t, w, context) -> (eps, out), with weights already given."""
 
@@ -127,8 +127,8 @@ def any_denoiser(
 
 
 def encode_text(
-    networks: Networks, params: Any, ids: Int[Array, "*be n"]
-) -> Float[Array, "*be n c"]:
+    networks: Networks, params: Any, ids: Int[Array, "*be l"]
+) -> Float[Array, "*be l d"]:
     """Token ids to embeddings."""
     text_encoder = TextEncoder(networks.architecture.text, networks.precision)
     rows = ids.reshape(-1, ids.shape[-1])

@@ -21,7 +21,7 @@ class CausalSelfAttention(nn.Module):
     precision: Precision
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         def project(name: str, y: Array) -> Array:
             return Dense(x.shape[-1], precision=self.precision, name=name)(y)
 
@@ -70,7 +70,7 @@ class TextEncoder(nn.Module):
     precision: Precision = Precision()
 
     @nn.compact
-    def __call__(self, ids: Int[Array, "b n"]) -> Float[Array, "b n c"]:
+    def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         """Embed token ids, padded to at most max_position_embeddings (77)."""
         config, precision = self.config, self.precision
         param, compute = dtype(precision.param), dtype(precision.compute)

@@ -47,7 +47,7 @@ class Tokenizer:
         except Exception as error:  # the library raises a different type per broken file
             raise UserError(f"{folder} holds no readable CLIP tokenizer: {error}") from error
 
-    def __call__(self, prompts: Sequence[str], length: int = 77) -> Int[np.ndarray, "b n"]:
+    def __call__(self, prompts: Sequence[str], length: int = 77) -> Int[np.ndarray, "b l"]:
         """Token ids, int32, padded with the end token or cut to `length`.
 
         Warns:

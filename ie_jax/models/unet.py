@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from ie_jax.models.architecture import UNetConfig
 from ie_jax.models.attention import (
     Control,
     Heads,
+    Keys,
     Site,
     attend,
     attention,
@@ -45,7 +46,7 @@ With a control, `control` is the list of what that returned, without None, in or
 
 
 def sinusoidal_embedding(
-    t: Float[Array, " b"], features: int, flip_sin_to_cos: bool = True, freq_shift: float = 0.0
+    t: Num[Array, " b"], features: int, flip_sin_to_cos: bool = True, freq_shift: float = 0.0
 ) -> Float[Array, "b f"]:
     """Sines and cosines of t at geometrically falling frequencies, float32."""
     half = features // 2
@@ -119,13 +120,13 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n c"], context: Float[Array, "b m c2"] | None = None
-    ) -> tuple[Float[Array, "b n c"], Heads, Heads, Float[Array, "b h n m"] | None, Any]:
+        self, x: Float[Array, "b q c"], context: Float[Array, "b k d"] | None = None
+    ) -> tuple[Float[Array, "b q c"], Heads, Keys, Float[Array, "b heads q k"] | None, Any]:
         """Returns the output, the queries, the keys, if wanted the maps, what the control saw."""
         features = x.shape[-1]
         context = x if context is None else context
 
-        def split(name: str, y: Array) -> Heads:
+        def split(name: str, y: Array) -> Array:
             y = Dense(features, self.use_bias, self.precision, name=name)(y)
             return y.reshape(*y.shape[:2], self.heads, features // self.heads)
 
@@ -344,7 +345,7 @@ class UNet(nn.Module):
         z: Float[Array, "b h w c"],
         t: Int[Array, " b"],
         w: Float[Array, " b"] | None,
-        context: Float[Array, "b n c"],
+        context: Float[Array, "b l d"],
     ) -> tuple[Float[Array, "b h w c"], Out]:
         """Predict the noise in latents z (NHWC) at timesteps t (0 to 999), guidance scale w.
 

@@ -18,14 +18,14 @@ EPSILON = 1e-6
 ASYMMETRIC = ((0, 1), (0, 1))  # upstream pads only below and to the right before it halves
 
 
-def space_to_depth(x: Float[Array, "b H W c"], side: int) -> Float[Array, "b h w d"]:
+def space_to_depth(x: Float[Array, "b H W i"], side: int) -> Float[Array, "b h w o"]:
     """Each square of `side` x `side` pixels as the channels of one: d = c side², c slowest."""
     b, height, width, c = x.shape
     x = x.reshape(b, height // side, side, width // side, side, c)
     return x.transpose(0, 1, 3, 5, 2, 4).reshape(b, height // side, width // side, -1)
 
 
-def depth_to_space(x: Float[Array, "b h w d"], side: int) -> Float[Array, "b H W c"]:
+def depth_to_space(x: Float[Array, "b h w o"], side: int) -> Float[Array, "b H W i"]:
     """The inverse of `space_to_depth`."""
     b, height, width, d = x.shape
     x = x.reshape(b, height, width, d // side**2, side, side)

@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks import edit
-from benchmarks.memory import architecture_of
+from benchmarks.models import architecture_of
+from benchmarks.work import edit_work
 from ie_jax.errors import UserError
 
 
 @pytest.mark.slow
 def test_counts_the_work_of_sd15() -> None:
     """method 4: about 10 TFLOP for a plain edit at 512 px, about 23 for a guided one."""
-    found = edit.flops(architecture_of("sd15"), 512)
+    found = edit_work(architecture_of("sd15"), 512)
     assert found["plain"] == pytest.approx(8 * 0.80e12 + 1.12e12 + 2.51e12, rel=0.02)
     assert found["guided"] == pytest.approx(24 * 0.80e12 + 1.12e12 + 2.51e12, rel=0.02)
 
@@ -22,8 +23,8 @@ def test_table_relates_ours_to_torch() -> None:
     own = {"latency": 2.0, "start": 5.0, "temporaries": 3_000_000, "cold compile": 4.0}
     facts = {"tflop": 8.0, "ours": own, "torch": {"latency": 4.0}, "difference": 1e-5}
     lines = list(edit.table({"plain": facts}))
-    assert lines[2] == "| plain | ours | 4.00 | - | - | 5.00 | 2.000 | 4 | 0.003 |"
-    assert lines[3] == "| plain | torch | - | - | - | - | 4.000 | 2 | - |"
+    assert lines[2] == "| plain | ours | 4 | - | - | 5 | 2 | 4 | 0.003 |"
+    assert lines[3] == "| plain | torch | - | - | - | - | 4 | 2 | - |"
     assert "0.50 times" in lines[-1]
 
 

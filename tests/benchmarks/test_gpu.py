@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks import gpu
-from benchmarks.gpu import Figure, OutOfTime, Report, Worker
+from benchmarks.edits import Figure
+from benchmarks.gpu import OutOfTime, Report
+from benchmarks.harness import Worker
 from ie_jax.errors import UserError
 
 PLAIN = Figure("plain", 2)
@@ -55,16 +57,14 @@ class Program:
 
 
 def test_an_error_is_a_figure_and_the_minutes_are_kept(tmp_path: Path) -> None:
-    broken, slow = Worker(Program, True), Worker(Program)
     patient = report(tmp_path)
     expected = {"error": "RuntimeError: cannot load"}
-    assert patient.wait(broken.loaded, "load") == expected
-    assert patient.wait(broken.ask("nap", 0.0), "nap") == expected
-    assert patient.wait(slow.ask("nap", 0.1), "nap") == 0.1
-    with pytest.raises(OutOfTime, match="long nap"):
-        report(tmp_path, 0.1).wait(slow.ask("nap", 1.0), "long nap")
-    broken.close()
-    slow.close()
+    with Worker(Program, True) as broken, Worker(Program) as slow:
+        assert patient.wait(broken.loaded, "load") == expected
+        assert patient.wait(broken.ask("nap", 0.0), "nap") == expected
+        assert patient.wait(slow.ask("nap", 0.1), "nap") == 0.1
+        with pytest.raises(OutOfTime, match="long nap"):
+            report(tmp_path, 0.1).wait(slow.ask("nap", 1.0), "long nap")
 
 
 def test_refuses_no_minutes() -> None:

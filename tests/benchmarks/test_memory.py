@@ -3,17 +3,18 @@
 import pytest
 
 from benchmarks import memory
+from benchmarks.models import architecture_of, weight_shapes
 from ie_jax.errors import UserError
 
 
 def test_counts_the_weights_of_sd15() -> None:
-    weights = memory.weight_shapes(memory.architecture_of("sd15"), "float32")
+    weights = weight_shapes(architecture_of("sd15"), "float32")
     assert memory.count(weights.unet) == pytest.approx(860e6, rel=1e-3)
     assert memory.count(weights.forward) == memory.count(weights.backward) == 64 * 1_050_816
 
 
 def test_reports_what_one_base_saves() -> None:
-    report = memory.weights_report(memory.architecture_of("sd15"), "float32")
+    report = memory.weights_report(architecture_of("sd15"), "float32")
     assert report.endswith("3.98 GB; three networks: 10.32 GB; saved: 6.34 GB.")
 
 
@@ -28,7 +29,7 @@ def test_compiles_an_edit_that_fits_no_weights(capsys: pytest.CaptureFixture[str
     memory.main(["--target", "cpu", "--model", "tiny", "--size", "64", "--guiders", "none"])
     row = capsys.readouterr().out.splitlines()[-1].split(" | ")
     temporaries, arguments = float(row[-4]), float(row[-3])
-    weights = memory.weight_shapes(memory.architecture_of("tiny"), "float32")
+    weights = weight_shapes(architecture_of("tiny"), "float32")
     assert arguments == pytest.approx(4e-9 * memory.count(weights), abs=1e-3)
     assert temporaries > 0
 

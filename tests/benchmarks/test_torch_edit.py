@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.edit import GUIDERS, SCALES
+from benchmarks.edits import GUIDERS, SCALES
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.weights.load import load_pipeline

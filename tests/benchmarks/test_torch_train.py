@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import train
+from benchmarks import steps
+from benchmarks.models import pipeline_of
 from ie_jax.devices import make_mesh
 from ie_jax.models.execution import Execution
 from ie_jax.training.config import OptimiserConfig, optimiser_of
@@ -35,12 +36,12 @@ SIZE, SEED = 32, 3
 
 def both(config: TrainConfig) -> tuple[tuple[Any, ...], TorchTrainer, tuple[Any, Any]]:
     """Frozen weights, LoRA, batch and networks of ours; the trainer, its batch and draws."""
-    task = train.Task(config, SIZE, SEED)
-    pipeline, perceptual = train.pipeline_of("random"), train.perceptual_of(config)
+    task = steps.Task(config, SIZE, SEED)
+    pipeline, perceptual = pipeline_of("random"), steps.perceptual_of(config)
     frozen = frozen_of(config, config.cycle, pipeline, perceptual)
-    networks = train.networks_of(config, pipeline.architecture)
-    batch = train.batch_of(task, pipeline.architecture)
-    draws = train.draws_of(task, pipeline.architecture, frozen)
+    networks = steps.networks_of(config, pipeline.architecture)
+    batch = steps.batch_of(task, pipeline.architecture)
+    draws = steps.draws_of(task, pipeline.architecture, frozen)
     trainer = TorchTrainer(config, pipeline, perceptual)
     lora = jax.tree.map(jnp.asarray, pipeline.weights.forward)
     ours = networks, frozen, lora, jax.tree.map(jnp.asarray, batch)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from ie_jax.errors import UserError
 from ie_jax.models.networks import Latents, Networks, vae
-from ie_jax.models.pixels import Image, from_uint8, to_uint8
+from ie_jax.models.pixels import Image, Pixels, from_uint8, to_uint8
 from ie_jax.models.shapes import draw, vae_shapes
 from ie_jax.training.config import RunConfig, optimiser_of
 from ie_jax.training.inputs import latent_shape
@@ -126,8 +126,12 @@ def build(run: RunConfig, config: AutoencoderConfig, offline: bool, progress: bo
             return
         params = jax.tree.map(np.asarray, newest(state))
         if held_out is not None:
-            encode = jax.jit(lambda x: vae(networks).apply({"params": params}, x, method="encode"))
-            z = np.concatenate([np.asarray(encode(from_uint8(b["pixels"]))) for b in held_out])  # type: ignore[arg-type]
+
+            @jax.jit
+            def encode(params: Any, pixels: Pixels) -> Any:
+                return vae(networks).apply({"params": params}, from_uint8(pixels), method="encode")
+
+            z = np.concatenate([encode(params, batch["pixels"]) for batch in held_out])
             params = normalised(params, z.mean((0, 1, 2)), z.std((0, 1, 2)))
         facts = metadata(run, "autoencoder", state)
         write_parts(target / MODEL, folder, {"vae": params}, facts, 1.0)

@@ -52,7 +52,7 @@ class Frozen:
     """What is read and never changed."""
 
     vae: Tree
-    empty: Int[Array, " n"]
+    empty: Int[Array, " l"]
     """Token ids of the empty caption."""
 
 
@@ -63,7 +63,7 @@ class Example:
     latents: Latents
     noise: Latents
     t: Int[Array, " b"]
-    ids: Int[Array, "b n"]
+    ids: Int[Array, "b l"]
 
 
 def prepare(

@@ -59,7 +59,7 @@ class Frozen:
     text_encoder: Tree
     denoiser: Tree
     """The teacher."""
-    empty: Int[Array, " n"]
+    empty: Int[Array, " l"]
     """Token ids of the empty caption."""
 
 
@@ -70,7 +70,7 @@ class Example:
     latents: Latents
     noise: Latents
     t: Int[Array, " b"]
-    ids: Int[Array, "b n"]
+    ids: Int[Array, "b l"]
     w: Float[Array, " b"]
 
 
