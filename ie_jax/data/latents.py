@@ -21,7 +21,9 @@ from ie_jax.config import build
 from ie_jax.data.loader import TELLING, Batch, Read, Tally
 from ie_jax.data.pictures import Pictures
 from ie_jax.errors import UserError
-from ie_jax.files import appearing_whole
+from ie_jax.files import MOST_JSON, appearing_whole, parse_json, read_bytes
+from ie_jax.models.tokenizer import is_text
+from ie_jax.weights import formats
 
 FORMAT = 1
 INDEX = "index.json"
@@ -175,19 +177,39 @@ def finished(path: Path, config: LatentConfig) -> int | None:
 
 
 def facts_of(file: Any) -> dict[str, Any]:
-    """`config` and `names` of an open file; empty if it is none of this module's."""
-    facts: dict[str, Any] = json.loads((file.metadata() or {}).get("facts", "{}"))
+    """`config` and `names` of an open file, both empty if it is none of this module's.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        told = (file.metadata() or {}).get("facts")
+        if told is None:
+            return {"config": {}, "names": []}
+        facts = {"config": {}, "names": []} | parse_json(told)
+        rows = {file.get_slice(key).get_shape()[0] for key in file.keys()}  # noqa: SIM118
+        sound = isinstance(facts["config"], dict) and all(map(is_text, facts["names"]))
+    except (TypeError, ValueError, IndexError, safetensors.SafetensorError):
+        sound = False
+    if not sound or rows not in ({len(facts["names"])}, set()):
+        raise UserError("a file of the latents is damaged: cache them again")
     return facts
 
 
 def opened(path: Path) -> Any:
     """A file of a shard, mapped into memory."""
     try:
-        return safetensors.safe_open(path, framework="numpy")
+        return formats.opened(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: is missing or damaged ({error}): cache the latents again") from (
             error
         )
+
+
+def kind_of(file: Any) -> tuple[Any, ...]:
+    """Names, number types and shapes of the arrays of one picture."""
+    slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+    return tuple(sorted((key, x.get_dtype(), *x.get_shape()[1:]) for key, x in slices.items()))
 
 
 def read_all(pictures: Pictures, indices: Sequence[int], workers: int) -> Iterator[Read]:
@@ -270,9 +292,10 @@ class Latents:
         """
         self.index = read_index(folder)
         self.files = [opened(shard_path(folder, k)) for k in range(len(self.index.counts))]
-        self.names = [facts_of(file).get("names", []) for file in self.files]
+        self.names = [facts_of(file)["names"] for file in self.files]
         counts = tuple(map(len, self.names))
-        if counts != self.index.counts:
+        kinds = {kind_of(file) for file, count in zip(self.files, counts, strict=True) if count}
+        if counts != self.index.counts or len(kinds) != 1:
             raise UserError(f"{folder}: {INDEX} does not fit the files: cache the latents again")
         self.ends = list(itertools.accumulate(counts))
 
@@ -290,7 +313,7 @@ class Latents:
         file = self.files[k]
         try:
             arrays = {key: file.get_slice(key)[row] for key in file.keys()}  # noqa: SIM118
-        except safetensors.SafetensorError as error:
+        except (safetensors.SafetensorError, ValueError, IndexError) as error:
             raise UserError(f"image {index} of the latents: {error}") from error
         return self.names[k][row], arrays
 
@@ -312,7 +335,7 @@ def read_index(folder: Path) -> LatentIndex:
     if not path.is_file():
         raise UserError(f"{folder}: holds no finished latents: run ie-jax-cache-latents to its end")
     try:
-        index = build(LatentIndex, json.loads(path.read_bytes()), str(path))
+        index = build(LatentIndex, parse_json(read_bytes(path, MOST_JSON)), str(path))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     if index.config.format != FORMAT:

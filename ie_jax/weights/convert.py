@@ -103,6 +103,9 @@ def convert_leaf(
         leaf = tensor
     if leaf.shape != shape:
         problems.append(f"{name} has shape {tensor.shape}, which gives {leaf.shape}, not {shape}")
+    if np.iscomplexobj(leaf):
+        problems.append(f"{name} holds complex numbers")
+        leaf = leaf.real
     leaf = np.ascontiguousarray(leaf, dtype=np.float32)
     if not np.isfinite(leaf).all():
         problems.append(f"{name} holds NaN or infinite values")
