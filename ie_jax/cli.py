@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TextIO
@@ -30,16 +31,38 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         print_line("error", str(error), sys.stderr)
-        sys.exit(2)
+        leave(2)
     except KeyboardInterrupt:
         print_line("error", "interrupted", sys.stderr)
-        sys.exit(130)
+        leave(130)
+    except BrokenPipeError:  # what read standard output has ended
+        leave(0)
+    except MemoryError as error:
+        print_line("error", f"out of memory: {str(error) or 'take smaller sizes'}", sys.stderr)
+        leave(2)
     except Exception:
         if problem := missing_platform():
             print_line("error", problem, sys.stderr)
             sys.exit(2)
         raise
-    sys.exit(0)
+    leave(0)
+
+
+ABANDONED = "abandoned"
+"""Name of a thread that is not waited for at the end."""
+
+
+def leave(status: int) -> NoReturn:
+    """Exit; at once if a thread would keep C++ at work."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError as error:  # closed by whoever read it, or a full disk
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            status = status if isinstance(error, BrokenPipeError) else status or 1
+    if any(thread.name == ABANDONED for thread in threading.enumerate()):
+        os._exit(status)
+    sys.exit(status)
 
 
 def missing_platform() -> str | None:

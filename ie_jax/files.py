@@ -1,5 +1,7 @@
 """Files: read within bounds, written whole or not at all."""
 
+import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -80,6 +82,12 @@ def read_lines(path: Path, most: int) -> Iterator[str]:
             place += len(line)
 
 
+def sha256(path: Path) -> str:
+    """The hash of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def parse_json(text: str | bytes, most: int = MOST_JSON) -> Any:
     """The value that JSON stands for.
 
@@ -95,6 +103,30 @@ def parse_json(text: str | bytes, most: int = MOST_JSON) -> Any:
 
 
 # --- Writing ---
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """A folder for one process at a time; the lock ends with the process, however that ends.
+
+    Raises:
+        UserError: another process is at work there.
+        OSError: there is no such folder.
+    """
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(number)
+        raise UserError(
+            f"{folder}: another run is writing there: wait for its end, or name another folder"
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(number)
 
 
 def temporary_name(path: Path) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ie_jax.errors import UserError
-from ie_jax.files import appearing_whole, need_file, parse_json, read_bytes
+from ie_jax.files import appearing_whole, need_file, parse_json, read_bytes, sha256
 
 PROGRAM = "ie_jax"
 OWN: dict[str, Any] = {"program": PROGRAM, "outputs": {}}
@@ -126,7 +126,6 @@ def digest(path: Path) -> str:
     """
     try:
         need_file(path, MOST_PICTURE)
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -267,6 +268,30 @@ def test_a_platform_that_is_not_here_is_one_line(
     monkeypatch.delenv("JAX_PLATFORMS")
     with pytest.raises(RuntimeError):
         run(start, [])
+
+
+@pytest.mark.parametrize(("error", "status"), [(BrokenPipeError(), 0), (OSError(28, "full"), 1)])
+def test_a_closed_standard_output_is_no_traceback(
+    error: OSError, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Closed(io.StringIO):
+        def flush(self) -> None:
+            raise error
+
+        def fileno(self) -> int:
+            return file.fileno()
+
+    with (tmp_path / "out").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", Closed())
+        assert exit_of(lambda argv: print("wrote")) == status
+
+
+def test_too_little_memory_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    def main(argv: Sequence[str]) -> None:
+        raise MemoryError
+
+    assert exit_of(main) == 2
+    assert capfd.readouterr().err == "error: out of memory: take smaller sizes\n"
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,14 +14,13 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import safetensors
-from safetensors.numpy import save
 from tqdm import tqdm
 
 from ie_jax.config import build
 from ie_jax.data.loader import TELLING, Batch, Read, Tally
 from ie_jax.data.pictures import Pictures
 from ie_jax.errors import UserError
-from ie_jax.files import MOST_JSON, appearing_whole, parse_json, read_bytes
+from ie_jax.files import MOST_JSON, alone_in, appearing_whole, parse_json, read_bytes
 from ie_jax.models.tokenizer import is_text
 from ie_jax.weights import formats
 
@@ -125,31 +124,32 @@ def cache_latents(
     spans = [range(i, min(i + shard, len(pictures))) for i in range(0, len(pictures), shard)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".*.part"):
-            left.unlink()  # of a run that was killed
-        counts = [finished(shard_path(folder, k), config) for k in range(len(spans))]
-        missing = [k for k, count in enumerate(counts) if count is None]
-        reads = read_all(pictures, [i for k in missing for i in spans[k]], workers)
-        done = len(pictures) - sum(len(spans[k]) for k in missing)
-        left_out = done - sum(count for count in counts if count is not None)
-        tally = Tally(max_broken, min(TELLING, len(pictures)), seen=done, broken=left_out)
-        with tqdm(
-            desc="encode", total=len(pictures), initial=done, unit="image", disable=not progress
-        ) as bar:
-            for k in missing:
-                names: list[str] = []
-                parts: list[Batch] = []
-                for batch in sound(itertools.islice(reads, len(spans[k])), tally, batch_size):
-                    names += [read.name for read in batch]
-                    parts.append(encoded(pictures, batch, batch_size, encode, embed, config))
-                    bar.update(len(batch))
-                write_shard(shard_path(folder, k), config, names, parts)
-                counts[k] = len(names)
-        index = LatentIndex(config, tuple(count or 0 for count in counts))
-        if not sum(index.counts):
-            raise UserError(f"{config.source}: all images are broken")
-        with appearing_whole(folder / INDEX) as file:
-            file.write(json.dumps(dataclasses.asdict(index), indent=1).encode())
+        with alone_in(folder):
+            for left in folder.glob(".*.part"):
+                left.unlink()  # of a run that was killed
+            counts = [finished(shard_path(folder, k), config) for k in range(len(spans))]
+            missing = [k for k, count in enumerate(counts) if count is None]
+            reads = read_all(pictures, [i for k in missing for i in spans[k]], workers)
+            done = len(pictures) - sum(len(spans[k]) for k in missing)
+            left_out = done - sum(count for count in counts if count is not None)
+            tally = Tally(max_broken, min(TELLING, len(pictures)), seen=done, broken=left_out)
+            with tqdm(
+                desc="encode", total=len(pictures), initial=done, unit="image", disable=not progress
+            ) as bar:
+                for k in missing:
+                    names: list[str] = []
+                    parts: list[Batch] = []
+                    for batch in sound(itertools.islice(reads, len(spans[k])), tally, batch_size):
+                        names += [read.name for read in batch]
+                        parts.append(encoded(pictures, batch, batch_size, encode, embed, config))
+                        bar.update(len(batch))
+                    write_shard(shard_path(folder, k), config, names, parts)
+                    counts[k] = len(names)
+            index = LatentIndex(config, tuple(count or 0 for count in counts))
+            if not sum(index.counts):
+                raise UserError(f"{config.source}: all images are broken")
+            with appearing_whole(folder / INDEX) as file:
+                file.write(json.dumps(dataclasses.asdict(index), indent=1).encode())
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
     return index
@@ -275,8 +275,10 @@ def write_shard(
     keys = parts[0] if parts else ()
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in keys}
     facts = json.dumps({"config": dataclasses.asdict(config), "names": list(names)})
+    if len(facts) > MOST_JSON:
+        raise UserError(f"{path}: the names of its images are too long: take a smaller --shard")
     with appearing_whole(path) as file:
-        file.write(save(arrays, metadata={"facts": facts}))
+        formats.write_tensors(file, arrays, {"facts": facts})
         file.flush()
         os.fsync(file.fileno())
 

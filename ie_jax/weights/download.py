@@ -33,7 +33,7 @@ from huggingface_hub.utils import tqdm
 
 from ie_jax.errors import UserError
 from ie_jax.files import need_file
-from ie_jax.weights.formats import read_json
+from ie_jax.weights.formats import TORCH_SUFFIXES, need_torch, read_json
 from ie_jax.weights.published import ICD_URL, ArchivedFile, Files, HubFile, Published, Source
 
 RECORD = "hashes.json"
@@ -102,6 +102,9 @@ def fetch_files(
             "name a local folder that holds the files"
         )
     if missing:
+        held = (Path(name.removesuffix(".tar.gz")) for name in source.archives)
+        if any(path.suffix in TORCH_SUFFIXES for path in held):
+            need_torch("the published weights")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(folder / ".lock"):

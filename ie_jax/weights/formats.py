@@ -1,11 +1,13 @@
 """Reading of published weight and config files into plain numpy and Python objects."""
 
+import importlib.util
 import json
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +17,7 @@ import safetensors.numpy
 from ie_jax.errors import UserError
 from ie_jax.files import MOST_JSON, need_file, parse_json, read_bytes
 
-_TORCH_SUFFIXES = {".pt", ".pth", ".bin"}
+TORCH_SUFFIXES = {".pt", ".pth", ".bin"}
 _INDEX = re.compile(r"\.index(\.\w+)?\.json$")
 VARIANTS = (
     *(".safetensors", ".fp16.safetensors"),
@@ -49,7 +51,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         tensors = _read_parts(path)
     elif path.suffix == ".safetensors":
         tensors = _read_safetensors(path)
-    elif path.suffix in _TORCH_SUFFIXES:
+    elif path.suffix in TORCH_SUFFIXES:
         tensors = _read_torch(path)
     else:
         raise UserError(f"{path} is not a weight file: expected .safetensors, .pt, .pth or .bin")
@@ -130,6 +132,22 @@ def opened(path: Path) -> Any:
     return safetensors.safe_open(path, framework="numpy")
 
 
+def write_tensors(
+    file: BinaryIO, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a `.safetensors` file, equal bytes for equal content: the library's own have the texts
+    of their header in any order."""
+    content = memoryview(safetensors.numpy.save(dict(tensors), dict(metadata or {}) or None))
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(bytes(content[8:start]))
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    file.write(content[start:])
+
+
 def number_types(path: Path) -> set[str]:
     """The types of numbers in a sound `.safetensors` file, by their names in its header."""
     with path.open("rb") as file:
@@ -154,12 +172,9 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            f"reading {path.name} needs torch: pip install 'ie_jax[convert]'"
-        ) from error
+    need_torch(path.name)
+    import torch
+
     try:
         packed = zipfile.is_zipfile(path)
         if packed:
@@ -198,6 +213,16 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # sparse, quantised, without numbers
         reason = first_line(error)
         raise UserError(f"{path} has a tensor of a type that numpy lacks: {reason}") from error
+
+
+def need_torch(what: str) -> None:
+    """Raise UserError if torch is not installed, without importing it."""
+    try:
+        found = importlib.util.find_spec("torch")
+    except ValueError:  # it is kept from being imported
+        found = None
+    if found is None:
+        raise UserError(f"reading {what} needs torch: pip install 'ie_jax[convert]'")
 
 
 def first_line(error: Exception) -> str:

@@ -11,15 +11,14 @@ import filelock
 import h5py
 import jax
 import numpy as np
-import safetensors.numpy
 
 from ie_jax.errors import UserError
-from ie_jax.files import appearing_whole, need_file
+from ie_jax.files import appearing_whole, need_file, sha256
 from ie_jax.models.lpips import DEPTHS, WIDTHS, lpips_shapes
 from ie_jax.models.shapes import draw
 from ie_jax.weights.convert import convert, find, flatten, unflatten
 from ie_jax.weights.download import fetch_files, home, verify
-from ie_jax.weights.formats import MOST_STRETCH, MOST_WEIGHTS, read_tensors
+from ie_jax.weights.formats import MOST_STRETCH, MOST_WEIGHTS, read_tensors, write_tensors
 from ie_jax.weights.load import fingerprint
 from ie_jax.weights.names import LPIPS
 from ie_jax.weights.published import LPIPS_VGG16
@@ -67,14 +66,17 @@ def published(offline: bool, progress: bool) -> Params:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(cache.with_suffix(".lock")):
+            sums = cache.with_suffix(".sha256")
             if cache.is_file():
                 try:
-                    return read([cache])
-                except UserError:  # damaged: convert again
-                    cache.unlink()
+                    if sums.read_text() == sha256(cache):
+                        return read([cache])
+                except (OSError, ValueError, UserError):  # damaged: convert again
+                    pass
             verify(folder, LPIPS_VGG16)
             params = read(files)
             save_lpips(cache, params)
+            sums.write_text(sha256(cache))
             return params
     except OSError as error:
         raise UserError(
@@ -167,7 +169,7 @@ def save_lpips(
     """Write parameters as one `.safetensors` file that `load_lpips` reads."""
     tensors = {name: np.asarray(x, np.float32) for name, x in flatten(params).items()}
     with appearing_whole(path) as file:
-        file.write(safetensors.numpy.save(tensors, dict(metadata or {})))
+        write_tensors(file, tensors, metadata)
 
 
 def with_even_heads(vgg: Mapping[str, Any]) -> Params:
@@ -217,7 +219,7 @@ def save_classifier(path: Path, params: Mapping[str, Any], metadata: Mapping[str
     """Write the parameters of `classify` as one `.safetensors` file."""
     tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in flatten(params).items()}
     with appearing_whole(path) as file:
-        file.write(safetensors.numpy.save(tensors, dict(metadata)))
+        write_tensors(file, tensors, metadata)
 
 
 def load_classifier(path: Path) -> dict[str, Any]:
