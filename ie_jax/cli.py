@@ -1,5 +1,6 @@
 """How a command starts and ends: bad input is one line and status 2."""
 
+import errno
 import io
 import os
 import sys
@@ -20,6 +21,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         print_line("warning", str(message), sys.stderr)
 
     warnings.showwarning = show
+    # Closed by whoever started this: nobody reads them.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console that lacks a letter shows its number
             stream.reconfigure(errors="backslashreplace")
@@ -40,7 +44,10 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     except MemoryError as error:
         print_line("error", f"out of memory: {str(error) or 'take smaller sizes'}", sys.stderr)
         leave(2)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            print_line("error", f"cannot write: {error.strerror}", sys.stderr)
+            leave(2)
         if problem := missing_platform():
             print_line("error", problem, sys.stderr)
             sys.exit(2)
@@ -54,7 +61,7 @@ ABANDONED = "abandoned"
 
 def leave(status: int) -> NoReturn:
     """Exit; at once if a thread would keep C++ at work."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):
+    for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError as error:  # closed by whoever read it, or a full disk

@@ -131,7 +131,11 @@ def build(schema: type[C], values: Mapping[str, Any], where: str) -> C:
     try:
         # JSON is the strict mode in which a list is a tuple but "7" is not a number. A YAML date,
         # say, has no place in it, nor has a list that holds itself.
-        text = json.dumps([values])
+        text = json.dumps([values], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: {error.object[error.start - 20 :][:40]!a} is no UTF-8"
+        ) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{where}: a value is neither text, number nor list: {error}") from error
     try:

@@ -286,6 +286,31 @@ def test_a_closed_standard_output_is_no_traceback(
         assert exit_of(lambda argv: print("wrote")) == status
 
 
+def test_streams_that_are_closed_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main(argv: Sequence[str]) -> None:
+        print("wrote", sys.stderr.isatty())
+
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert exit_of(main) == 0
+    sys.stdout.close()
+    sys.stderr.close()
+
+
+def test_a_full_disk_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    def main(argv: Sequence[str]) -> None:
+        raise OSError(28, "No space left on device")
+
+    assert exit_of(main) == 2
+    assert capfd.readouterr().err == "error: cannot write: No space left on device\n"
+
+
+@pytest.mark.parametrize("half", ["\udcff", "\ud800"])
+def test_half_a_letter_is_refused(half: str) -> None:
+    for option in ("--name", "--target", "--inner.kind"):
+        assert "is no UTF-8" in refusal(option, f"a {half} b")
+
+
 def test_too_little_memory_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     def main(argv: Sequence[str]) -> None:
         raise MemoryError
