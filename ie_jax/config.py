@@ -133,9 +133,8 @@ def build(schema: type[C], values: Mapping[str, Any], where: str) -> C:
         # say, has no place in it, nor has a list that holds itself.
         text = json.dumps([values], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: {error.object[error.start - 20 :][:40]!a} is no UTF-8"
-        ) from error
+        half = error.object[error.start]
+        raise UserError(f"{where}: a text is no UTF-8: it holds half a letter, {half!a}") from error
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{where}: a value is neither text, number nor list: {error}") from error
     try:

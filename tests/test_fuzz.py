@@ -204,7 +204,7 @@ def changed(content: bytes, draw: random.Random) -> bytes:
                 size = draw.choice([1, 2, 4, 8])
                 value = draw.choice([0, 1, 2**7, 2 ** (8 * size - 1), 2 ** (8 * size) - 1])
                 order = draw.choice(["little", "big"])
-                found[place : place + size] = value.to_bytes(size, order)  # type: ignore[arg-type]
+                found[place : place + size] = value.to_bytes(size, order)
             case 3:
                 found[place : place + draw.choice([0, 1, 4])] = draw.choice(WORDS)
             case 4:
