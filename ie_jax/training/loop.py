@@ -288,8 +288,9 @@ class Trainer:
                     compiler_options=self.compiler_options,
                 )
                 with self.announce("compile validation"):
-                    lowered = jitted.lower(self.state.params, self.frozen, placed)
-                    self.validate = self.stop.unless_asked(lowered.compile)
+                    self.validate = self.stop.unless_asked(
+                        lambda: jitted.lower(self.state.params, self.frozen, placed).compile()  # noqa: B023
+                    )
             of_items, images = self.validate(self.state.params, self.frozen, placed)
             metrics.append({name: np.asarray(x, np.float64) for name, x in of_items.items()})
             if shown < self.plan.pictures:
@@ -378,11 +379,14 @@ class Trainer:
             out_shardings=(weight_shardings(self.mesh, self.state), replicated(self.mesh)),
             compiler_options=self.compiler_options,
         )
-        with self.announce("compile step"):
+
+        def compiled() -> tuple[int, Callable[..., Any]]:
             traced = jitted.trace(self.state, self.frozen, batch, self.key)
-            self.compiled = self.stop.unless_asked(traced.lower().compile)
+            return flops(traced.jaxpr.jaxpr), traced.lower().compile()
+
+        with self.announce("compile step"):
+            operations, self.compiled = self.stop.unless_asked(compiled)
         images = len(jax.tree.leaves(batch)[0])
-        operations = flops(traced.jaxpr.jaxpr)
         self.meter = Meter(images, operations, peak(jax.devices()[0]))
 
     def settle(self) -> None:

@@ -49,7 +49,7 @@ class Stop:
         self.__exit__()
 
     def unless_asked(self, function: Callable[[], T]) -> T:
-        """What a long call into C++ returns, during which Python would hear nothing.
+        """What compilation returns, a long call into C++ during which Python would hear nothing.
 
         Raises:
             Asked: to stop before it ends. It then goes on beside, for nothing.
