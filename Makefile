@@ -6,7 +6,7 @@ PIP_INSTALL := $(RUN) -m pip install --quiet --no-input --no-compile
 # Without a GPU the CPU build of torch is enough, and gigabytes smaller than the default one.
 TORCH := $(if $(shell command -v nvidia-smi),,torch==2.13.0)
 
-.PHONY: demo test lint slow conformance bench wheels clean
+.PHONY: demo test lint slow fuzz conformance bench wheels clean
 
 demo: $(VENV)/.runtime
 	$(RUN) -m ie_jax.evaluation.demo --output demo.png
@@ -25,6 +25,10 @@ conformance: $(VENV)/.development
 
 slow: $(VENV)/.development
 	$(RUN) -m pytest -m slow
+
+MINUTES := 10
+fuzz: $(VENV)/.development
+	FUZZ_SECONDS=$$(( $(MINUTES) * 60 )) FUZZ_SEED=$$(date +%s) $(RUN) -m pytest -n 0 tests/test_fuzz.py
 
 bench: $(VENV)/.development
 	$(RUN) -m benchmarks.edit

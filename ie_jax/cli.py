@@ -1,8 +1,10 @@
 """How a command starts and ends: bad input is one line and status 2."""
 
+import errno
 import io
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TextIO
@@ -19,6 +21,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         print_line("warning", str(message), sys.stderr)
 
     warnings.showwarning = show
+    # Closed by whoever started this: nobody reads them.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console that lacks a letter shows its number
             stream.reconfigure(errors="backslashreplace")
@@ -30,16 +35,41 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         print_line("error", str(error), sys.stderr)
-        sys.exit(2)
+        leave(2)
     except KeyboardInterrupt:
         print_line("error", "interrupted", sys.stderr)
-        sys.exit(130)
-    except Exception:
+        leave(130)
+    except BrokenPipeError:  # what read standard output has ended
+        leave(0)
+    except MemoryError as error:
+        print_line("error", f"out of memory: {str(error) or 'take smaller sizes'}", sys.stderr)
+        leave(2)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            print_line("error", f"cannot write: {error.strerror}", sys.stderr)
+            leave(2)
         if problem := missing_platform():
             print_line("error", problem, sys.stderr)
             sys.exit(2)
         raise
-    sys.exit(0)
+    leave(0)
+
+
+ABANDONED = "abandoned"
+"""Name of a thread that is not waited for at the end."""
+
+
+def leave(status: int) -> NoReturn:
+    """Exit; at once if a thread would keep C++ at work."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:  # closed by whoever read it, or a full disk
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            status = status if isinstance(error, BrokenPipeError) else status or 1
+    if any(thread.name == ABANDONED for thread in threading.enumerate()):
+        os._exit(status)
+    sys.exit(status)
 
 
 def missing_platform() -> str | None:

@@ -20,6 +20,7 @@ import pydantic
 import yaml
 
 from ie_jax.errors import UserError
+from ie_jax.files import read_bytes
 
 C = TypeVar("C")
 COMMAND_LINE = "command line"
@@ -35,9 +36,35 @@ PUBLISHED_NOTES = {"verbose", "edit_types"}
 # --- YAML ---
 
 
+MOST_YAML, MOST_VALUES, MOST_DEPTH = 100_000, 2_000, 50
+"""Bytes, values with each alias written out, and values in each other, of a text in YAML."""
+MOST_INTEGER = 2**32
+
+
 class Loader(yaml.SafeLoader):
-    """Safe YAML in which 2e4 is a number, as in JSON and YAML 1.2 (YAML 1.1 asks for 2.0e+4), and
-    no key stands twice."""
+    """Safe YAML in which 2e4 is a number, as in JSON and YAML 1.2 (YAML 1.1 asks for 2.0e+4), no
+    key stands twice, and aliases do not multiply."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.values = self.depth = 0
+        self.sizes: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        is_alias, before = self.check_event(yaml.AliasEvent), self.values
+        self.values, self.depth = before + 1, self.depth + 1
+        node = None
+        if max(self.values / MOST_VALUES, self.depth / MOST_DEPTH) <= 1:
+            node = super().compose_node(parent, index)
+        self.depth -= 1
+        if node is not None and not is_alias:
+            self.sizes[node] = self.values - before
+        elif node is not None:  # one that is not whole yet holds itself
+            self.values += self.sizes.get(node, MOST_VALUES)
+        if node is None or self.values > MOST_VALUES:
+            problem = f"more than {MOST_VALUES} values, or {MOST_DEPTH} in each other"
+            raise yaml.composer.ComposerError(None, None, problem, None)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -61,11 +88,14 @@ def parse_yaml(text: str) -> Any:
     Raises:
         ValueError: it is not YAML.
     """
+    if len(text) > MOST_YAML:
+        raise ValueError(f"not valid YAML: more than {MOST_YAML} letters")
     try:
         return yaml.load(text, Loader)
-    # A date that does not exist is a ValueError.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is the latter
         raise ValueError(f"not valid YAML: {error}") from error
+    except Exception as error:  # nearly any type
+        raise ValueError("not valid YAML: a tag (!!...) does not fit its value") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -75,10 +105,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: unreadable, not YAML, not a mapping, or a published key with another value.
     """
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
+        content = parse_yaml(read_bytes(path, MOST_YAML).decode())
     except OSError as error:
         raise UserError(f"cannot read the config {path}: {error.strerror}") from error
-    except ValueError as error:
+    except ValueError as error:  # not YAML, not UTF-8, or a name that cannot be one
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     settings = {} if content is None else content
     if not isinstance(settings, dict):
@@ -101,9 +131,16 @@ def build(schema: type[C], values: Mapping[str, Any], where: str) -> C:
     try:
         # JSON is the strict mode in which a list is a tuple but "7" is not a number. A YAML date,
         # say, has no place in it, nor has a list that holds itself.
-        text = json.dumps([values])
+        text = json.dumps([values], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise UserError(f"{where}: a text is no UTF-8: it holds half a letter, {half!a}") from error
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{where}: a value is neither text, number nor list: {error}") from error
+    try:
+        json.loads(text, parse_int=small_integer)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
     # Dataclasses take STRICT from what they are in.
     adapter = pydantic.TypeAdapter(tuple[schema], config=STRICT)  # type: ignore[valid-type]
     try:
@@ -112,6 +149,18 @@ def build(schema: type[C], values: Mapping[str, Any], where: str) -> C:
         raise UserError(f"{where}: {mistake(schema, values, error)}") from error
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def small_integer(digits: str) -> int:
+    """An integer that libraries and arrays take as a size or a seed.
+
+    Raises:
+        ValueError: it is larger.
+    """
+    number = int(digits)
+    if abs(number) > MOST_INTEGER:
+        raise ValueError(f"{textwrap.shorten(digits, 40)} is larger than any size or seed, 2^32")
+    return number
 
 
 def mistake(schema: type, values: Any, error: pydantic.ValidationError) -> str:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ie_jax.errors import UserError
-from ie_jax.files import appearing_whole
+from ie_jax.files import appearing_whole, need_file, parse_json, read_bytes, sha256
 
 PROGRAM = "ie_jax"
 OWN: dict[str, Any] = {"program": PROGRAM, "outputs": {}}
 """A record of nothing but itself."""
-MOST = 50_000_000
+MOST = 5_000_000
 """Bytes of a record; a larger file is none of ours."""
+MOST_PICTURE = 10_000_000_000
 
 
 def check_free(
@@ -110,10 +111,8 @@ def is_finished(record: Path, facts: Mapping[str, Any]) -> bool:
 def read_record(path: Path) -> dict[str, Any]:
     """A record of this program; empty if it is something else, or not there."""
     try:
-        if not path.is_file() or path.stat().st_size > MOST:
-            return {}
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found = parse_json(read_bytes(path, MOST), MOST)
+    except (OSError, ValueError, UserError):
         return {}
     ours = isinstance(found, dict) and found.get("program") == PROGRAM
     return found if ours and isinstance(found.get("outputs"), dict) else {}
@@ -126,7 +125,7 @@ def digest(path: Path) -> str:
         UserError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        need_file(path, MOST_PICTURE)
+        return sha256(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -267,6 +268,55 @@ def test_a_platform_that_is_not_here_is_one_line(
     monkeypatch.delenv("JAX_PLATFORMS")
     with pytest.raises(RuntimeError):
         run(start, [])
+
+
+@pytest.mark.parametrize(("error", "status"), [(BrokenPipeError(), 0), (OSError(28, "full"), 1)])
+def test_a_closed_standard_output_is_no_traceback(
+    error: OSError, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Closed(io.StringIO):
+        def flush(self) -> None:
+            raise error
+
+        def fileno(self) -> int:
+            return file.fileno()
+
+    with (tmp_path / "out").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", Closed())
+        assert exit_of(lambda argv: print("wrote")) == status
+
+
+def test_streams_that_are_closed_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main(argv: Sequence[str]) -> None:
+        print("wrote", sys.stderr.isatty())
+
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert exit_of(main) == 0
+    sys.stdout.close()
+    sys.stderr.close()
+
+
+def test_a_full_disk_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    def main(argv: Sequence[str]) -> None:
+        raise OSError(28, "No space left on device")
+
+    assert exit_of(main) == 2
+    assert capfd.readouterr().err == "error: cannot write: No space left on device\n"
+
+
+@pytest.mark.parametrize("half", ["\udcff", "\ud800"])
+def test_half_a_letter_is_refused(half: str) -> None:
+    for option in ("--name", "--target"):
+        assert "a text is no UTF-8" in refusal(option, f"a {half} b")
+
+
+def test_too_little_memory_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    def main(argv: Sequence[str]) -> None:
+        raise MemoryError
+
+    assert exit_of(main) == 2
+    assert capfd.readouterr().err == "error: out of memory: take smaller sizes\n"
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,16 +2,19 @@
 
 import csv
 import io
-import json
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ie_jax.errors import UserError
+from ie_jax.files import parse_json, read_lines
 from ie_jax.models.tokenizer import is_text
 
 FILE_COLUMNS = ("file_name", "filename", "file", "image", "image_path", "path", "filepath")
+MOST_TABLE, MOST_TEXT = 10_000_000_000, 1_000_000
+"""Bytes of a table, and of a text beside a picture."""
 CAPTION_COLUMNS = ("caption", "captions", "text", "prompt", "title")
 
 
@@ -40,41 +43,50 @@ def read_table(path: Path) -> list[Row]:
     return joined(rows)
 
 
-def read_text(path: Path) -> str:
-    """The text of a file, with a byte order mark or without.
+def lines_of(path: Path, most: int = MOST_TABLE) -> Iterator[str]:
+    """The lines of a text, with their ends.
 
     Raises:
-        UserError: unreadable, or not UTF-8.
+        UserError: unreadable, too large, or not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        if isinstance(error, UnicodeDecodeError):
-            raise UserError(
-                f"{path}: is not UTF-8 text (byte {error.start}); convert it first"
-            ) from error
+        yield from read_lines(path, most)
+    except (OSError, ValueError) as error:  # the latter for a name that cannot be one
         problem = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read: {problem}") from error
 
 
+def read_objects(path: Path, holds: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a `.jsonl` file, an object each, and where each stands.
+
+    Args:
+        holds: what an object must have, for messages.
+
+    Raises:
+        UserError: unreadable, or a line is no object.
+    """
+    for number, line in enumerate(lines_of(path), 1):
+        if not line.strip():
+            continue
+        where = f"{path} line {number}"
+        try:
+            values = parse_json(line)
+        except ValueError as error:
+            raise UserError(f"{where}: is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: must be an object with {holds}")
+        yield where, values
+
+
 def text_captions(path: Path) -> tuple[str, ...]:
     """The captions of a text file beside a picture: one per line that is not blank."""
-    return clean(read_text(path).splitlines())
+    return clean("".join(lines_of(path, MOST_TEXT)).splitlines())
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
     """Rows of a table with an object per line. A caption may be a list of several."""
     columns: tuple[str, str] | None = None
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path} line {number}"
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise UserError(f"{where}: must be an object with file_name and text")
+    for where, values in read_objects(path, "file_name and text"):
         if columns is None:
             columns = named_columns(list(values), where)
         file, captions = (values.get(column) for column in columns)
@@ -88,9 +100,12 @@ def read_csv(path: Path) -> Iterator[Row]:
     A header without known names is taken as the original release takes every header: the second
     column is the file and the third the caption.
     """
-    text = read_text(path)
-    delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
-    table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    lines = lines_of(path)
+    first = next(lines, "")
+    delimiter = "\t" if "\t" in first else ","
+    # Of its own kind are the ends of lines of old Macs.
+    ended = (x for line in itertools.chain([first], lines) for x in io.StringIO(line, newline=""))
+    table = csv.reader(ended, delimiter=delimiter, strict=True)
     try:
         names = next(table, [])
         file, caption = map(names.index, released_columns(names) or named_columns(names, str(path)))

@@ -33,7 +33,8 @@ class DataConfig:
     workers: int = 8
     """Threads that read ahead, in each process."""
     max_broken: float = 0.01
-    """Stop when a larger share of the images is broken. Fewer are skipped and named."""
+    """Stop when a larger share of the images is broken, but not for one of a few, unless this is 0.
+    Fewer are skipped and named."""
 
     def __post_init__(self) -> None:
         if isinstance(self.validation, int) and self.validation < 0:

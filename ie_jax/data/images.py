@@ -3,7 +3,6 @@
 import io
 import os
 import re
-import stat
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -14,11 +13,18 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ie_jax.data.colours import to_srgb
 from ie_jax.data.png import without_texts
 from ie_jax.errors import UserError
+from ie_jax.files import read_bytes
 
 Fit = Literal["crop", "aspect"]
 
 MAX_PIXELS = 64_000_000
 """A larger picture file is refused from its header alone, before anything is decoded."""
+
+MAX_DECODED = 4 * MAX_PIXELS
+"""Bytes of its pixels in memory: those of 32 bits a channel are eight each."""
+
+MAX_SCANNED = 20 * MAX_PIXELS
+"""Pixels in all scans of a progressive JPEG together; a usual one has ten scans."""
 
 MAX_SIDE = 2048
 """No side of a prepared picture exceeds this: attention maps grow with its fourth power."""
@@ -106,13 +112,12 @@ def read_rgb(source: Path | bytes, name: str) -> np.ndarray:
         UserError: as `load_image`.
     """
     ignore_pillow()
-    content = source if isinstance(source, bytes) else read_bytes(source, name)
+    content = source if isinstance(source, bytes) else content_of(source, name)
     formats = (*_READ_FORMATS, *heic_formats(content, name))
     file = io.BytesIO(without_texts(content))
     try:
         with Image.open(file, formats=formats) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
+            check_size(picture, content)
             picture.verify()
         file.seek(0)
         with Image.open(file, formats=formats) as picture:
@@ -130,21 +135,28 @@ def read_rgb(source: Path | bytes, name: str) -> np.ndarray:
         raise UserError(f"{name}: is damaged or incomplete; get the file again") from error
 
 
-def read_bytes(path: Path, name: str) -> bytes:
+def check_size(picture: Image.Image, content: bytes) -> None:
+    """Raise UserError if a picture that is only opened would take too much room or time."""
+    pixels = picture.width * picture.height
+    decoded = pixels * (8 if picture.mode.startswith(("I", "F")) else 4)
+    if pixels > MAX_PIXELS or decoded > MAX_DECODED:
+        raise UserError(
+            f"has {pixels / 1e6:.0f} megapixels, {decoded / 1e6:.0f} MB decoded, over "
+            f"{MAX_PIXELS // 10**6} or {MAX_DECODED // 10**6}; make it smaller first"
+        )
+    # A scan (SOS) of a progressive JPEG takes as long as all pixels, and may be a few bytes.
+    if picture.format == "JPEG" and content.count(b"\xff\xda") * pixels > MAX_SCANNED:
+        raise UserError("has more scans than any photo; save it as another JPEG")
+
+
+def content_of(path: Path, name: str) -> bytes:
     """What a file holds.
 
     Raises:
-        UserError: it cannot be read, is no file (a pipe would be waited for, for ever), or is too
-            large.
+        UserError: it cannot be read, is no file, or is too large.
     """
     try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            kind = "a directory" if stat.S_ISDIR(facts.st_mode) else "no ordinary file"
-            raise UserError(f"{name}: is {kind}; name a picture")
-        if facts.st_size > MAX_BYTES:
-            raise UserError(f"{name}: has over {MAX_BYTES // 10**6} MB: no picture is that large")
-        return path.read_bytes()
+        return read_bytes(path, MAX_BYTES, name)
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: cannot be read: {reason(error)}") from error
 

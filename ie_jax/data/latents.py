@@ -14,14 +14,15 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import safetensors
-from safetensors.numpy import save
 from tqdm import tqdm
 
 from ie_jax.config import build
 from ie_jax.data.loader import TELLING, Batch, Read, Tally
 from ie_jax.data.pictures import Pictures
 from ie_jax.errors import UserError
-from ie_jax.files import appearing_whole
+from ie_jax.files import MOST_JSON, alone_in, appearing_whole, parse_json, read_bytes
+from ie_jax.models.tokenizer import is_text
+from ie_jax.weights import formats
 
 FORMAT = 1
 INDEX = "index.json"
@@ -123,31 +124,32 @@ def cache_latents(
     spans = [range(i, min(i + shard, len(pictures))) for i in range(0, len(pictures), shard)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".*.part"):
-            left.unlink()  # of a run that was killed
-        counts = [finished(shard_path(folder, k), config) for k in range(len(spans))]
-        missing = [k for k, count in enumerate(counts) if count is None]
-        reads = read_all(pictures, [i for k in missing for i in spans[k]], workers)
-        done = len(pictures) - sum(len(spans[k]) for k in missing)
-        left_out = done - sum(count for count in counts if count is not None)
-        tally = Tally(max_broken, min(TELLING, len(pictures)), seen=done, broken=left_out)
-        with tqdm(
-            desc="encode", total=len(pictures), initial=done, unit="image", disable=not progress
-        ) as bar:
-            for k in missing:
-                names: list[str] = []
-                parts: list[Batch] = []
-                for batch in sound(itertools.islice(reads, len(spans[k])), tally, batch_size):
-                    names += [read.name for read in batch]
-                    parts.append(encoded(pictures, batch, batch_size, encode, embed, config))
-                    bar.update(len(batch))
-                write_shard(shard_path(folder, k), config, names, parts)
-                counts[k] = len(names)
-        index = LatentIndex(config, tuple(count or 0 for count in counts))
-        if not sum(index.counts):
-            raise UserError(f"{config.source}: all images are broken")
-        with appearing_whole(folder / INDEX) as file:
-            file.write(json.dumps(dataclasses.asdict(index), indent=1).encode())
+        with alone_in(folder):
+            for left in folder.glob(".*.part"):
+                left.unlink()  # of a run that was killed
+            counts = [finished(shard_path(folder, k), config) for k in range(len(spans))]
+            missing = [k for k, count in enumerate(counts) if count is None]
+            reads = read_all(pictures, [i for k in missing for i in spans[k]], workers)
+            done = len(pictures) - sum(len(spans[k]) for k in missing)
+            left_out = done - sum(count for count in counts if count is not None)
+            tally = Tally(max_broken, min(TELLING, len(pictures)), seen=done, broken=left_out)
+            with tqdm(
+                desc="encode", total=len(pictures), initial=done, unit="image", disable=not progress
+            ) as bar:
+                for k in missing:
+                    names: list[str] = []
+                    parts: list[Batch] = []
+                    for batch in sound(itertools.islice(reads, len(spans[k])), tally, batch_size):
+                        names += [read.name for read in batch]
+                        parts.append(encoded(pictures, batch, batch_size, encode, embed, config))
+                        bar.update(len(batch))
+                    write_shard(shard_path(folder, k), config, names, parts)
+                    counts[k] = len(names)
+            index = LatentIndex(config, tuple(count or 0 for count in counts))
+            if not sum(index.counts):
+                raise UserError(f"{config.source}: all images are broken")
+            with appearing_whole(folder / INDEX) as file:
+                file.write(json.dumps(dataclasses.asdict(index), indent=1).encode())
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
     return index
@@ -175,19 +177,39 @@ def finished(path: Path, config: LatentConfig) -> int | None:
 
 
 def facts_of(file: Any) -> dict[str, Any]:
-    """`config` and `names` of an open file; empty if it is none of this module's."""
-    facts: dict[str, Any] = json.loads((file.metadata() or {}).get("facts", "{}"))
+    """`config` and `names` of an open file, both empty if it is none of this module's.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        told = (file.metadata() or {}).get("facts")
+        if told is None:
+            return {"config": {}, "names": []}
+        facts = {"config": {}, "names": []} | parse_json(told)
+        rows = {file.get_slice(key).get_shape()[0] for key in file.keys()}  # noqa: SIM118
+        sound = isinstance(facts["config"], dict) and all(map(is_text, facts["names"]))
+    except (TypeError, ValueError, IndexError, safetensors.SafetensorError):
+        sound = False
+    if not sound or rows not in ({len(facts["names"])}, set()):
+        raise UserError("a file of the latents is damaged: cache them again")
     return facts
 
 
 def opened(path: Path) -> Any:
     """A file of a shard, mapped into memory."""
     try:
-        return safetensors.safe_open(path, framework="numpy")
+        return formats.opened(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: is missing or damaged ({error}): cache the latents again") from (
             error
         )
+
+
+def kind_of(file: Any) -> tuple[Any, ...]:
+    """Names, number types and shapes of the arrays of one picture."""
+    slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+    return tuple(sorted((key, x.get_dtype(), *x.get_shape()[1:]) for key, x in slices.items()))
 
 
 def read_all(pictures: Pictures, indices: Sequence[int], workers: int) -> Iterator[Read]:
@@ -253,8 +275,10 @@ def write_shard(
     keys = parts[0] if parts else ()
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in keys}
     facts = json.dumps({"config": dataclasses.asdict(config), "names": list(names)})
+    if len(facts) > MOST_JSON:
+        raise UserError(f"{path}: the names of its images are too long: take a smaller --shard")
     with appearing_whole(path) as file:
-        file.write(save(arrays, metadata={"facts": facts}))
+        formats.write_tensors(file, arrays, {"facts": facts})
         file.flush()
         os.fsync(file.fileno())
 
@@ -270,9 +294,10 @@ class Latents:
         """
         self.index = read_index(folder)
         self.files = [opened(shard_path(folder, k)) for k in range(len(self.index.counts))]
-        self.names = [facts_of(file).get("names", []) for file in self.files]
+        self.names = [facts_of(file)["names"] for file in self.files]
         counts = tuple(map(len, self.names))
-        if counts != self.index.counts:
+        kinds = {kind_of(file) for file, count in zip(self.files, counts, strict=True) if count}
+        if counts != self.index.counts or len(kinds) != 1:
             raise UserError(f"{folder}: {INDEX} does not fit the files: cache the latents again")
         self.ends = list(itertools.accumulate(counts))
 
@@ -290,7 +315,7 @@ class Latents:
         file = self.files[k]
         try:
             arrays = {key: file.get_slice(key)[row] for key in file.keys()}  # noqa: SIM118
-        except safetensors.SafetensorError as error:
+        except (safetensors.SafetensorError, ValueError, IndexError) as error:
             raise UserError(f"image {index} of the latents: {error}") from error
         return self.names[k][row], arrays
 
@@ -312,7 +337,7 @@ def read_index(folder: Path) -> LatentIndex:
     if not path.is_file():
         raise UserError(f"{folder}: holds no finished latents: run ie-jax-cache-latents to its end")
     try:
-        index = build(LatentIndex, json.loads(path.read_bytes()), str(path))
+        index = build(LatentIndex, parse_json(read_bytes(path, MOST_JSON)), str(path))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     if index.config.format != FORMAT:

@@ -5,6 +5,7 @@ threads or restarts. Global batch k is the positions [k b, (k + 1) b), of which 
 the i-th of n equal parts. So where a run stands is one number.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -72,7 +73,9 @@ class Tally:
             self.faults.append(fault)
             last = "; further ones are not named" if len(self.faults) == SHOWN else ""
             warnings.warn(f"skipped a broken image: {fault}{last}", BrokenImage, stacklevel=3)
-        if self.seen >= self.telling and self.broken > self.limit * self.seen:
+        # One image is no share of a few, however often they come.
+        few = math.ceil(self.seen / self.telling) if self.limit else 0
+        if self.seen >= self.telling and self.broken > max(self.limit * self.seen, few):
             first = "; ".join(self.faults[:3]) or "those that earlier runs named"
             raise UserError(
                 f"{self.broken} of {self.seen} images are broken, more than max_broken "
@@ -231,7 +234,8 @@ class Loader:
         for _ in range(self.batch_size // self.process[1]):
             reads.append(next(self.reads))
             read = reads[-1]
-            self.tally.count(read.item is not None, read.faults)
+            # Those tried in its place have a turn of their own.
+            self.tally.count(not read.faults, read.faults[:1])
             if read.item is None:
                 raise UserError(
                     f"all of {len(read.faults)} images tried are broken: "

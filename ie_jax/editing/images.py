@@ -40,6 +40,8 @@ def check_place(path: str | os.PathLike[str]) -> None:
     with write_errors(path):
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name a file")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: is no ordinary file; name another")
         probe = temporary_name(path)
         probe.touch(exist_ok=False)
         probe.unlink()

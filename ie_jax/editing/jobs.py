@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ie_jax.config import build
-from ie_jax.data.captions import read_text, text_captions
+from ie_jax.data.captions import read_objects, text_captions
 from ie_jax.data.sources import SUFFIXES, beside
 from ie_jax.errors import UserError
 
@@ -101,16 +101,8 @@ def jobs_of_list(path: Path, seed: int) -> list[Job]:
         UserError: it cannot be read, a line is not such an object, or two have one name.
     """
     jobs = []
-    for number, text in enumerate(read_text(path).split("\n"), 1):
-        if not text.strip():
-            continue
-        where = f"{path} line {number}"
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise UserError(f"{where}: must be an object with image, source and target")
+    for where, values in read_objects(path, "image, source and target"):
+        number = int(where.rpartition(" ")[2])
         jobs.append(job_of(build(Line, values, where), where, number, path.parent, seed))
     if not jobs:
         raise UserError(f"{path}: holds no edits")

@@ -9,6 +9,10 @@ from jaxtyping import Int
 from tokenizers.normalizers import BertNormalizer
 
 from ie_jax.errors import UserError
+from ie_jax.files import need_file
+
+MOST = 20_000_000
+"""Bytes of a tokenizer's file."""
 
 
 class PromptCut(UserWarning):
@@ -40,10 +44,14 @@ class Tokenizer:
 
     def __init__(self, folder: Path) -> None:
         """Raises UserError if the folder holds no readable CLIP tokenizer."""
-        from transformers import CLIPTokenizer  # seconds to import: only where text is read
-
         try:
+            for path in (*folder.glob("*.json"), *folder.glob("*.txt")):
+                need_file(path, MOST)
+            from transformers import CLIPTokenizer  # seconds to import: only where text is read
+
             self.clip = CLIPTokenizer.from_pretrained(str(folder))
+        except UserError:
+            raise
         except Exception as error:  # the library raises a different type per broken file
             raise UserError(f"{folder} holds no readable CLIP tokenizer: {error}") from error
 

@@ -3,7 +3,8 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 import yaml
+from jax.sharding import Mesh
 
 from ie_jax.cli import print_line, run
 from ie_jax.config import parse
@@ -19,9 +21,10 @@ from ie_jax.data.loader import Loader
 from ie_jax.data.open import open_data
 from ie_jax.devices import join, make_mesh
 from ie_jax.errors import UserError
-from ie_jax.files import appearing_whole
+from ie_jax.files import alone_in, appearing_whole
 from ie_jax.models.tokenizer import Tokenizer
 from ie_jax.progress import Stages
+from ie_jax.training.checkpoints import complete
 from ie_jax.training.journal import EVENTS, METRICS, PICTURES, writing
 from ie_jax.training.loop import CHECKPOINTS, FAILURE, HeldOut, Plan, train
 from ie_jax.training.recipe import LORA, MODEL, Recipe
@@ -89,8 +92,48 @@ def fine_tune(argv: Sequence[str]) -> None:
     use_compilation_cache()
     stages = Stages(request.quiet or not main)
     settings = plain(config)
-    if main:
-        prepare_folder(folder, request, settings)
+    with claimed(folder) if main else nullcontext():
+        run_in(folder, request, config, settings, mesh, stages)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """A folder for this run alone. Where a start fails before its first checkpoint, what was not
+    there before is removed.
+
+    Raises:
+        UserError: another run is there, or the folder cannot be made.
+    """
+    made, empty = not folder.exists(), not folder.exists() or not any(folder.iterdir())
+    with ExitStack() as stack:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(alone_in(folder))
+        try:
+            yield
+        finally:
+            if empty and not complete(folder / CHECKPOINTS):
+                remove_run(folder)
+                (folder / CONFIG).unlink(missing_ok=True)
+            if made:
+                with suppress(OSError):  # it is not empty
+                    folder.rmdir()
+
+
+def run_in(
+    folder: Path,
+    request: TrainRequest,
+    config: TrainConfig,
+    settings: Mapping[str, Any],
+    mesh: Mesh,
+    stages: Stages,
+) -> None:
+    """Train in a folder.
+
+    Raises:
+        UserError: see `fine_tune`.
+    """
+    main = jax.process_index() == 0
 
     def accept(saved: Mapping[str, Any]) -> None:
         require_same(saved, settings)
@@ -100,6 +143,8 @@ def fine_tune(argv: Sequence[str]) -> None:
     with stages(f"load {config.model}"):
         recipe = build(config, request.offline, not stages.quiet)
     loader, held_out = open_loaders(config, recipe)
+    if main:
+        prepare_folder(folder, request, settings)
     train(
         recipe.stage,
         initial_state(recipe.stage, recipe.params),
@@ -168,7 +213,7 @@ def prepare_folder(folder: Path, request: TrainRequest, settings: Mapping[str, A
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if request.overwrite:
-            remove_run(folder)
+            remove_run(folder)  # not before the new run is known to start
         elif (folder / CHECKPOINTS).is_dir() and any((folder / CHECKPOINTS).iterdir()):
             return  # the config is replaced once it is known to fit
         write_config(folder, settings)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from ie_jax.training.flops import flops, peak
 from ie_jax.training.journal import Journal, Meter, Pictures, writing
 from ie_jax.training.stage import Stage, State, Tree
 from ie_jax.training.step import make_step
-from ie_jax.training.stop import Stop
+from ie_jax.training.stop import Asked, Stop
 
 CHECKPOINTS = "checkpoints"
 FAILURE = "failure.json"
@@ -129,7 +130,7 @@ def train(
     are read when the next one was dispatched.
 
     SIGTERM and SIGINT end the run after the step, with a checkpoint; a second signal ends it at
-    once.
+    once. One that comes while the step is compiled ends the run before it.
 
     Args:
         state, frozen: host arrays, equal on all processes.
@@ -144,6 +145,7 @@ def train(
         the last state.
 
     Raises:
+        KeyboardInterrupt: it was ended by SIGINT, so that what called it ends too.
         UserError: a loss or gradient is not finite (`failure.json` tells more), the disk is full,
             or the checkpoints cannot be used.
     """
@@ -170,7 +172,7 @@ def train(
         if main:
             trainer.journal = Journal(folder, trainer.step, plan.steps, quiet)
             stack.callback(trainer.journal.close)
-        stop = stack.enter_context(Stop())
+        stop = trainer.stop = stack.enter_context(Stop())
         try:
             while True:
                 stopping = stop.asked(trainer.step)
@@ -182,10 +184,15 @@ def train(
                 trainer.advance(trainer.next_batch())
         except NotFinite as failure:
             trainer.fail(failure)
+        except Asked:
+            stopping = True
+            trainer.save()  # of a batch that no step took it says nothing
         trainer.export(best=False)
         trainer.checkpoints.close()
     if stopping and trainer.step < plan.steps:
         say(f"stopped by {stop.heard} after step {trainer.step}: go on with --resume")
+        if stop.heard == signal.SIGINT.name:
+            raise KeyboardInterrupt
     return trainer.state
 
 
@@ -198,6 +205,7 @@ class Trainer:
 
     checkpoints: Checkpoints
     journal: Journal | None = None
+    stop: Stop
     state: State
 
     def __init__(
@@ -280,8 +288,9 @@ class Trainer:
                     compiler_options=self.compiler_options,
                 )
                 with self.announce("compile validation"):
-                    lowered = jitted.lower(self.state.params, self.frozen, placed)
-                    self.validate = lowered.compile()
+                    self.validate = self.stop.unless_asked(
+                        lambda: jitted.lower(self.state.params, self.frozen, placed).compile()  # noqa: B023
+                    )
             of_items, images = self.validate(self.state.params, self.frozen, placed)
             metrics.append({name: np.asarray(x, np.float64) for name, x in of_items.items()})
             if shown < self.plan.pictures:
@@ -353,7 +362,11 @@ class Trainer:
             self.read(before)
 
     def compile(self, batch: Any) -> None:
-        """Compile the step for batches of this shape."""
+        """Compile the step for batches of this shape.
+
+        Raises:
+            Asked: to stop meanwhile.
+        """
         step = make_step(self.stage, self.mesh, self.plan.accumulate)
 
         def draw_and_step(state: State, frozen: Tree, batch: Any, key_data: jax.Array) -> Any:
@@ -366,11 +379,14 @@ class Trainer:
             out_shardings=(weight_shardings(self.mesh, self.state), replicated(self.mesh)),
             compiler_options=self.compiler_options,
         )
-        with self.announce("compile step"):
+
+        def compiled() -> tuple[int, Callable[..., Any]]:
             traced = jitted.trace(self.state, self.frozen, batch, self.key)
-            self.compiled = traced.lower().compile()
+            return flops(traced.jaxpr.jaxpr), traced.lower().compile()
+
+        with self.announce("compile step"):
+            operations, self.compiled = self.stop.unless_asked(compiled)
         images = len(jax.tree.leaves(batch)[0])
-        operations = flops(traced.jaxpr.jaxpr)
         self.meter = Meter(images, operations, peak(jax.devices()[0]))
 
     def settle(self) -> None:

@@ -87,8 +87,9 @@ def model_folder(config: RunConfig, stage: str) -> Path:
     return folder
 
 
-def metadata(config: RunConfig, stage: str, state: State) -> dict[str, str]:
-    """What a file says of how it was trained."""
+def metadata(config: RunConfig, stage: str, state: State, best: bool = False) -> dict[str, str]:
+    """What a file says of how it was trained, and whether it was stopped before its end; of the
+    best by validation, which may lie before it, not the latter."""
     facts = {
         "stage": stage,
         "steps": int(state.step),
@@ -97,7 +98,9 @@ def metadata(config: RunConfig, stage: str, state: State) -> dict[str, str]:
         "seed": config.seed,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    return {name: str(value) for name, value in facts.items()}
+    unfinished = {"unfinished": f"{state.step} of {config.steps} steps"}
+    told = facts | (unfinished if int(state.step) < config.steps and not best else {})
+    return {name: str(value) for name, value in told.items()}
 
 
 def newest(state: State) -> Tree:

@@ -2,13 +2,23 @@
 
 import signal
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
 
+from ie_jax.cli import ABANDONED
+
+T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Asked(Exception):
+    """A long call was not waited for."""
 
 
 class Stop:
@@ -37,6 +47,28 @@ class Stop:
         """Note a signal."""
         self.heard = signal.Signals(number).name
         self.__exit__()
+
+    def unless_asked(self, function: Callable[[], T]) -> T:
+        """What compilation returns, a long call into C++ during which Python would hear nothing.
+
+        Raises:
+            Asked: to stop before it ends. It then goes on beside, for nothing.
+        """
+        if not self.usual and self.heard is None:  # of several processes none goes ahead
+            return function()
+        future: Future[T] = Future()
+
+        def call() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=call, name=ABANDONED, daemon=True).start()
+        while self.heard is None:
+            with suppress(TimeoutError):
+                return future.result(timeout=0.1)
+        raise Asked
 
     def asked(self, step: int) -> bool:
         """Whether to stop after this step; the same on all processes."""

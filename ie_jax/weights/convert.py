@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import safetensors.numpy
 
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole
+from ie_jax.weights.formats import write_tensors
 from ie_jax.weights.names import Rule, local, same, spellings
 
 Tree = Mapping[str, Any]
@@ -103,6 +103,9 @@ def convert_leaf(
         leaf = tensor
     if leaf.shape != shape:
         problems.append(f"{name} has shape {tensor.shape}, which gives {leaf.shape}, not {shape}")
+    if np.iscomplexobj(leaf):
+        problems.append(f"{name} holds complex numbers")
+        leaf = leaf.real
     leaf = np.ascontiguousarray(leaf, dtype=np.float32)
     if not np.isfinite(leaf).all():
         problems.append(f"{name} holds NaN or infinite values")
@@ -164,4 +167,4 @@ def write_network(
     tensors = {name: x.astype(dtype) for name, x in upstream(tree, table).items()}
     header = {"format": "pt"} | dict(metadata or {})
     with appearing_whole(path) as file:
-        file.write(safetensors.numpy.save(tensors, header))
+        write_tensors(file, tensors, header)

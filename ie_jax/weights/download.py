@@ -21,7 +21,8 @@ import tarfile
 import textwrap
 import time
 import zlib
-from pathlib import Path
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict
 
 import filelock
@@ -31,7 +32,8 @@ import requests
 from huggingface_hub.utils import tqdm
 
 from ie_jax.errors import UserError
-from ie_jax.weights.formats import read_json
+from ie_jax.files import need_file
+from ie_jax.weights.formats import TORCH_SUFFIXES, need_torch, read_json
 from ie_jax.weights.published import ICD_URL, ArchivedFile, Files, HubFile, Published, Source
 
 RECORD = "hashes.json"
@@ -39,6 +41,10 @@ _RETRY_PAUSES = (1.0, 3.0)  # seconds before the second and the third attempt
 _TIMEOUTS = (10.0, 60.0)  # seconds to connect, and between two packets
 _FINAL_STATUSES = {400, 401, 403, 404, 410}  # asking again will not help
 _CHUNK = 1 << 18  # bytes
+MOST_ARCHIVE, MOST_MEMBERS = 40_000_000_000, 500
+"""Bytes of an archive, and files in it."""
+SMALL_ARCHIVE, MOST_PACKED = 50_000_000, 10
+"""An archive of any size may unpack to the one, or to the other times its size."""
 _REPAIR = f"delete it to fetch it again, or delete {RECORD} beside it to record all files anew"
 
 
@@ -96,6 +102,9 @@ def fetch_files(
             "name a local folder that holds the files"
         )
     if missing:
+        held = (Path(name.removesuffix(".tar.gz")) for name in source.archives)
+        if any(path.suffix in TORCH_SUFFIXES for path in held):
+            need_torch("the published weights")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(folder / ".lock"):
@@ -231,10 +240,13 @@ def unpack(archive: Path, target: Path) -> None:
     unfinished = target.with_name(f".{target.name}.unpacking")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
+        need_file(archive, MOST_ARCHIVE)
         unfinished.mkdir(parents=True)
-        with gzip.open(archive) as stream:
-            with tarfile.open(fileobj=stream, mode="r|") as members:
-                members.extractall(unfinished, filter="data")
+        with gzip.open(archive) as packed:
+            most = max(SMALL_ARCHIVE, MOST_PACKED * _size(archive))
+            stream = Bounded(packed, most)
+            with tarfile.open(fileobj=stream, mode="r|") as members:  # type: ignore[call-overload]
+                members.extractall(unfinished, filter=careful(most))
             # tarfile stops at its own end mark; gzip compares checksums at the very end.
             while stream.read(1 << 20):
                 pass
@@ -246,8 +258,53 @@ def unpack(archive: Path, target: Path) -> None:
         raise UserError(f"{archive} is damaged or not a .tar.gz archive: {error}") from error
     except OSError as error:
         raise UserError(f"cannot unpack {archive} to {target}: {error}") from error
+    except (ValueError, ArithmeticError, LookupError) as error:  # names, times, numbers
+        raise UserError(f"{archive} is damaged or not a .tar.gz archive: {error}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+class Bounded:
+    """A stream that ends in an error after so many bytes."""
+
+    def __init__(self, stream: Any, most: int) -> None:
+        self.stream, self.left = stream, most
+
+    def read(self, count: int) -> bytes:
+        """The next bytes.
+
+        Raises:
+            tarfile.ReadError: there are too many.
+        """
+        content: bytes = self.stream.read(min(count, self.left + 1))
+        self.left -= len(content)
+        if self.left < 0:
+            raise tarfile.ReadError("it unpacks to many times its size")
+        return content
+
+
+def careful(most: int) -> Callable[[tarfile.TarInfo, str], tarfile.TarInfo | None]:
+    """A filter that refuses what reaches outside, and links to what is not there, in place of
+    mending or leaving out; and more than so many bytes, of which sparse files take none here."""
+    seen: set[str] = set()
+    left = most
+
+    def check(member: tarfile.TarInfo, target: str) -> tarfile.TarInfo | None:
+        nonlocal left
+        left -= member.size
+        parts = PurePosixPath(member.name).parts
+        if member.name.startswith(("/", "\\")) or ".." in parts:
+            raise tarfile.OutsideDestinationError(member, member.name)
+        name = "/".join(parts)
+        found = tarfile.data_filter(member, target)
+        if member.islnk() and "/".join(PurePosixPath(member.linkname).parts) not in seen:
+            raise tarfile.ReadError(f"{member.name!r} is a link to a file that is not there")
+        seen.add(name)
+        if left < 0 or len(seen) > MOST_MEMBERS:
+            raise tarfile.ReadError(f"it holds over {most} bytes or {MOST_MEMBERS} files")
+        return found
+
+    return check
 
 
 def files_like(folder: Path, pattern: str) -> list[Path]:

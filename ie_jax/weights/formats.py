@@ -1,11 +1,13 @@
 """Reading of published weight and config files into plain numpy and Python objects."""
 
+import importlib.util
 import json
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -13,8 +15,9 @@ import safetensors
 import safetensors.numpy
 
 from ie_jax.errors import UserError
+from ie_jax.files import MOST_JSON, need_file, parse_json, read_bytes
 
-_TORCH_SUFFIXES = {".pt", ".pth", ".bin"}
+TORCH_SUFFIXES = {".pt", ".pth", ".bin"}
 _INDEX = re.compile(r"\.index(\.\w+)?\.json$")
 VARIANTS = (
     *(".safetensors", ".fp16.safetensors"),
@@ -22,6 +25,10 @@ VARIANTS = (
     *(".bin", ".fp16.bin", ".bin.index.json"),
 )
 """Ends of what a network's weights are called in a diffusers folder, the wanted ones first."""
+MOST_WEIGHTS, MOST_HEADER = 40_000_000_000, 20_000_000
+"""Bytes of a weight file, and of the header of a `.safetensors` file."""
+MOST_STRETCH = 4
+"""So many times as large as its file may be what it declares: tensors can share their numbers."""
 PREFIXES = ("module.", "_orig_mod.", "unet.")
 """What wrappers (data parallel, compiled, a pipeline) put before every name."""
 
@@ -39,11 +46,12 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file")
+    need_file(path, MOST_WEIGHTS)
     if _INDEX.search(path.name):
         tensors = _read_parts(path)
     elif path.suffix == ".safetensors":
         tensors = _read_safetensors(path)
-    elif path.suffix in _TORCH_SUFFIXES:
+    elif path.suffix in TORCH_SUFFIXES:
         tensors = _read_torch(path)
     else:
         raise UserError(f"{path} is not a weight file: expected .safetensors, .pt, .pth or .bin")
@@ -86,7 +94,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file is missing, not JSON, or holds something else than an object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_bytes(path, MOST_JSON))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -101,10 +109,43 @@ def read_metadata(path: Path) -> dict[str, str]:
     if path.suffix != ".safetensors":
         return {}
     try:
-        with safetensors.safe_open(path, "numpy") as file:
+        with opened(path) as file:
             return dict(file.metadata() or {})
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is damaged or not a safetensors file: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def opened(path: Path) -> Any:
+    """A `.safetensors` file, mapped into memory.
+
+    Raises:
+        UserError: it is none that can be.
+        OSError, safetensors.SafetensorError: it cannot be read, or is damaged.
+    """
+    need_file(path, MOST_WEIGHTS)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MOST_HEADER:
+        raise safetensors.SafetensorError("its header is too long")
+    return safetensors.safe_open(path, framework="numpy")
+
+
+def write_tensors(
+    file: BinaryIO, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a `.safetensors` file, equal bytes for equal content: the library's own have the texts
+    of their header in any order."""
+    content = memoryview(safetensors.numpy.save(dict(tensors), dict(metadata or {}) or None))
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(bytes(content[8:start]))
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    file.write(content[start:])
 
 
 def number_types(path: Path) -> set[str]:
@@ -116,7 +157,8 @@ def number_types(path: Path) -> set[str]:
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
-        return safetensors.numpy.load_file(path)
+        with opened(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (AttributeError, KeyError, TypeError) as error:  # of a type that numpy lacks
         kinds = ", ".join(sorted(number_types(path)))
         raise UserError(
@@ -125,28 +167,28 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         ) from error
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is damaged or not a safetensors file: {error}") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter for sides that no array has
         raise UserError(f"cannot read {path}: {error}") from error
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    need_torch(path.name)
+    import torch
+
     try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            f"reading {path.name} needs torch: pip install 'ie_jax[convert]'"
-        ) from error
-    try:
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        packed = zipfile.is_zipfile(path)
+        if packed:
+            with zipfile.ZipFile(path) as parts:
+                if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+                    raise ValueError("its parts are compressed, which torch does not write")
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=packed)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is not a torch state dict, or holds Python objects beside tensors, which are "
             "refused because loading them could run code"
         ) from error
     except Exception as error:  # torch has no common base class for what a damaged file causes
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise UserError(f"{path} is damaged or not a torch file: {reason}") from error
 
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
@@ -157,12 +199,32 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     if others:
         raise UserError(f"{path} has entries that are not tensors: {', '.join(others[:5])}")
 
+    declared = sum(x.numel() * x.element_size() for x in content.values())
+    if declared > MOST_STRETCH * path.stat().st_size:
+        raise UserError(f"{path} declares {declared} bytes, many more than it holds")
+
     def to_numpy(tensor: Any) -> np.ndarray:
         if tensor.dtype == torch.bfloat16:  # numpy has no such type of its own
             return tensor.detach().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-        return tensor.detach().numpy()
+        return tensor.detach().resolve_conj().resolve_neg().numpy()
 
     try:
         return {str(name): to_numpy(tensor) for name, tensor in content.items()}
-    except TypeError as error:
-        raise UserError(f"{path} has a tensor of a type that numpy lacks: {error}") from error
+    except Exception as error:  # sparse, quantised, without numbers
+        reason = first_line(error)
+        raise UserError(f"{path} has a tensor of a type that numpy lacks: {reason}") from error
+
+
+def need_torch(what: str) -> None:
+    """Raise UserError if torch is not installed, without importing it."""
+    try:
+        found = importlib.util.find_spec("torch")
+    except ValueError:  # it is kept from being imported
+        found = None
+    if found is None:
+        raise UserError(f"reading {what} needs torch: pip install 'ie_jax[convert]'")
+
+
+def first_line(error: Exception) -> str:
+    """What an error of torch says, without the C++ that follows."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,5 +1,6 @@
 """Weights of the networks that judge pictures: LPIPS, and the world's attribute classifier."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -10,15 +11,14 @@ import filelock
 import h5py
 import jax
 import numpy as np
-import safetensors.numpy
 
 from ie_jax.errors import UserError
-from ie_jax.files import appearing_whole
+from ie_jax.files import appearing_whole, need_file, sha256
 from ie_jax.models.lpips import DEPTHS, WIDTHS, lpips_shapes
 from ie_jax.models.shapes import draw
 from ie_jax.weights.convert import convert, find, flatten, unflatten
 from ie_jax.weights.download import fetch_files, home, verify
-from ie_jax.weights.formats import read_tensors
+from ie_jax.weights.formats import MOST_STRETCH, MOST_WEIGHTS, read_tensors, write_tensors
 from ie_jax.weights.load import fingerprint
 from ie_jax.weights.names import LPIPS
 from ie_jax.weights.published import LPIPS_VGG16
@@ -66,14 +66,17 @@ def published(offline: bool, progress: bool) -> Params:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(cache.with_suffix(".lock")):
+            sums = cache.with_suffix(".sha256")
             if cache.is_file():
                 try:
-                    return read([cache])
-                except UserError:  # damaged: convert again
-                    cache.unlink()
+                    if sums.read_text() == sha256(cache):
+                        return read([cache])
+                except (OSError, ValueError, UserError):  # damaged: convert again
+                    pass
             verify(folder, LPIPS_VGG16)
             params = read(files)
             save_lpips(cache, params)
+            sums.write_text(sha256(cache))
             return params
     except OSError as error:
         raise UserError(
@@ -109,16 +112,31 @@ def read_h5(path: Path) -> dict[str, np.ndarray]:
 
     def collect(name: str, item: h5py.Dataset | h5py.Group) -> None:
         if isinstance(item, h5py.Dataset):
-            if item.dtype.kind != "f":
-                raise UserError(f"{path} has other entries than floating numbers: {name}")
+            check_dataset(item, name, str(path), path.stat().st_size)
             datasets[name] = item[()]
 
     try:
+        need_file(path, MOST_WEIGHTS)
         with h5py.File(path) as file:
             file.visititems(collect)
-    except (OSError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # nearly any type
         raise UserError(f"{path} is damaged or not an HDF5 file: {error}") from error
     return datasets
+
+
+def check_dataset(item: h5py.Dataset, name: str, where: str, size: int) -> None:
+    """Raise UserError unless a dataset's numbers lie in its own file, of `size` bytes, and are not
+    many more than that holds."""
+    if item.dtype.kind != "f" or item.shape is None:
+        raise UserError(f"{where} has other entries than floating numbers: {name}")
+    if item.is_virtual or item.external:
+        raise UserError(f"{where} has numbers in another file, which is not read: {name}")
+    chunk = math.prod(item.chunks or ()) * item.dtype.itemsize
+    held = min(item.id.get_storage_size(), size)
+    if max(item.nbytes, chunk) > MOST_STRETCH * held:
+        raise UserError(f"{where} holds {held} of the {item.nbytes} bytes of {name}")
 
 
 def from_upstream(tensors: Mapping[str, np.ndarray], where: str) -> Params:
@@ -151,7 +169,7 @@ def save_lpips(
     """Write parameters as one `.safetensors` file that `load_lpips` reads."""
     tensors = {name: np.asarray(x, np.float32) for name, x in flatten(params).items()}
     with appearing_whole(path) as file:
-        file.write(safetensors.numpy.save(tensors, dict(metadata or {})))
+        write_tensors(file, tensors, metadata)
 
 
 def with_even_heads(vgg: Mapping[str, Any]) -> Params:
@@ -201,7 +219,7 @@ def save_classifier(path: Path, params: Mapping[str, Any], metadata: Mapping[str
     """Write the parameters of `classify` as one `.safetensors` file."""
     tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in flatten(params).items()}
     with appearing_whole(path) as file:
-        file.write(safetensors.numpy.save(tensors, dict(metadata)))
+        write_tensors(file, tensors, metadata)
 
 
 def load_classifier(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import safetensors
 from safetensors.numpy import load_file, save_file
 
 from ie_jax.errors import UserError
-from ie_jax.files import folder_appearing_whole
+from ie_jax.files import folder_appearing_whole, sha256
 from ie_jax.weights.convert import flatten, unflatten
 from ie_jax.weights.download import fetch, home, verify
 from ie_jax.weights.embedded import EMBEDDED, check_sums, embedded_files
@@ -33,7 +33,8 @@ from ie_jax.weights.published import PUBLISHED, Files
 from ie_jax.weights.untrained import UNTRAINED, random_pipeline
 
 RANDOM = "random"
-FORMAT = 1  # of the cache: raised when conversion changes what it writes
+FORMAT = 2  # of the cache: raised when conversion changes what it writes
+SUMS = "sums.json"
 KEPT = 3  # converted models; each is as large as its sources
 
 
@@ -236,12 +237,24 @@ def converted(files: Files, check: Callable[[], object] = lambda: None) -> Pipel
             (new / "tokenizer").mkdir()
             for path in tokenizer_files(files.pipeline):
                 shutil.copy(path, new / "tokenizer" / path.name)
+            (new / SUMS).write_text(json.dumps(sums_of(new)), encoding="utf-8")
     forget_oldest(folder.parent, keep=KEPT)
     return Pipeline(arch, weights, folder / "tokenizer")
 
 
+def sums_of(folder: Path) -> dict[str, str]:
+    """The hashes of all files of a converted pipeline."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
 def read_cache(folder: Path) -> Pipeline:
-    """A converted pipeline."""
+    """A converted pipeline.
+
+    Raises anything if it is not as it was written.
+    """
+    if sums_of(folder) != read_json(folder / SUMS):
+        raise ValueError(f"{folder} has changed")
     arch = architecture(read_json(folder / "configs.json"), str(folder))
     weights = Weights(**unflatten(load_file(folder / "weights.safetensors")))
     if lacks_tokenizer(folder / "tokenizer"):

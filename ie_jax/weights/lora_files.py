@@ -6,7 +6,6 @@ the factors, PEFT's config in the header, the same in `adapter_config.json` besi
 nowhere. kohya then means the rank; in all other namings it is 8, as in the published files.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -15,13 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import safetensors.numpy
 
 from ie_jax.errors import UserError
-from ie_jax.files import appearing_whole
+from ie_jax.files import appearing_whole, parse_json
 from ie_jax.models.lora import ALPHA, lora_shapes
 from ie_jax.weights.convert import as_upstream, convert, flatten
-from ie_jax.weights.formats import read_json, read_metadata, read_tensors
+from ie_jax.weights.formats import read_json, read_metadata, read_tensors, write_tensors
 from ie_jax.weights.names import KOHYA, LORA, kohya, peft
 
 Tree = Any
@@ -241,8 +239,8 @@ def config_of(path: Path, where: str) -> dict[str, Any]:
     if text := read_metadata(path).get("lora_adapter_metadata"):
         what = f"{where}: its lora_adapter_metadata"
         try:
-            config = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            config = parse_json(text)
+        except ValueError as error:
             raise UserError(f"{what} is not valid: {error}") from error
     elif belongs(path.parent / CONFIG, path):
         what = str(path.parent / CONFIG)
@@ -331,4 +329,4 @@ def write_lora(
     rank = next(x.shape[-1] for name, x in flatten(lora).items() if name.endswith("/down"))
     header = {"format": "pt", "rank": str(rank), "alpha": str(ALPHA)} | dict(metadata or {})
     with appearing_whole(path) as file:
-        file.write(safetensors.numpy.save(NAMINGS[naming](lora), header))
+        write_tensors(file, NAMINGS[naming](lora), header)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +16,13 @@ from safetensors.numpy import load_file
 from ie_jax.config import build, read_yaml
 from ie_jax.data.command import cache
 from ie_jax.errors import UserError
+from ie_jax.files import alone_in
 from ie_jax.training import command
 from ie_jax.training.command import fine_tune, plain, require_same
+from ie_jax.training.recipe import metadata
 from ie_jax.training.stages import TrainConfig
 from ie_jax.weights.convert import flatten
+from ie_jax.weights.formats import read_metadata
 from ie_jax.weights.load import load_pipeline
 from ie_jax.weights.untrained import RANDOM_CONFIGS
 from tests.conftest import ROOT
@@ -203,6 +207,44 @@ def test_a_checkpoint_folder_that_is_a_file(tmp_path: Path) -> None:
 def test_bad_input_is_told(tmp_path: Path, options: list[str], told: str) -> None:
     with pytest.raises(UserError, match=told):
         tiny(tmp_path / "run", *options)
+
+
+def test_a_failed_start_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        with pytest.raises(UserError, match="there is no such folder"):
+            tiny(tmp_path / name, "--data.path", "nothing")
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("ie_jax.training.loop.Trainer.evaluate_if_due", fail)
+    for name in ("new", "empty"):
+        with pytest.raises(MemoryError):
+            tiny(tmp_path / name)
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
+def test_a_failed_start_loses_no_earlier_run(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    before = sorted(path for path in (tmp_path / "run").rglob("*"))
+    with pytest.raises(UserError, match="there is no such folder"):
+        tiny(tmp_path / "run", "--overwrite", "--data.path", "nothing")
+    assert sorted(path for path in (tmp_path / "run").rglob("*")) == before
+
+
+def test_a_second_run_into_a_folder_is_refused(tmp_path: Path) -> None:
+    with alone_in(tmp_path), pytest.raises(UserError, match="another run is writing there"):
+        tiny(tmp_path, "--resume")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_stopped_says_that_it_is_unfinished(whole: Path) -> None:
+    state = SimpleNamespace(step=3)
+    config = TrainConfig(steps=9)
+    assert metadata(config, "cycle", state)["unfinished"] == "3 of 9 steps"  # type: ignore[arg-type]
+    assert "unfinished" not in metadata(config, "cycle", state, best=True)  # type: ignore[arg-type]
+    assert "unfinished" not in read_metadata(whole / "forward_lora.safetensors")
 
 
 def test_an_output_folder_with_something_in_it(tmp_path: Path) -> None:

@@ -260,6 +260,14 @@ def test_server_down(server: Server, folder: Path, monkeypatch: pytest.MonkeyPat
     assert f"cannot download {url}" in user_error(lambda: get(folder))
 
 
+def test_torch_is_asked_for_before_anything_is_fetched(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "pip install 'ie_jax[convert]'" in user_error(lambda: get(folder / "empty"))
+    assert server.requests == [] and not (folder / "empty").exists()
+
+
 @pytest.mark.parametrize("variable", [None, "HF_HUB_OFFLINE", "IE_JAX_OFFLINE"])
 def test_offline(
     server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None

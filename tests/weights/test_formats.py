@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from ie_jax.errors import UserError
-from ie_jax.weights.formats import read_json, read_tensors, unprefixed, weight_file
+from ie_jax.weights.formats import read_json, read_tensors, unprefixed, weight_file, write_tensors
 from tests.weights.server import recorded_checkpoints
 
 
@@ -180,6 +181,20 @@ def test_other_files(tmp_path: Path) -> None:
     assert "not a file" in refusal(tmp_path / "missing.safetensors")
     (tmp_path / "a.txt").touch()
     assert "expected .safetensors" in refusal(tmp_path / "a.txt")
+
+
+def test_equal_content_is_equal_bytes(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    texts = {f"ключ {i}": f"{i}" for i in range(9)}
+    written = []
+    for names in (list(texts), list(reversed(texts))):
+        file = io.BytesIO()
+        write_tensors(file, arrays, {name: texts[name] for name in names})
+        written.append(file.getvalue())
+    assert written[0] == written[1]
+    header = json.loads(written[0][8 : 8 + int.from_bytes(written[0][:8], "little")])
+    assert list(header["__metadata__"]) == sorted(texts)
+    (tmp_path / "a.safetensors").write_bytes(written[0])
+    assert_same(read_tensors(tmp_path / "a.safetensors"), arrays)
 
 
 def test_json(tmp_path: Path) -> None:

@@ -127,7 +127,14 @@ def test_every_source_file_counts(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    ["truncated weights", "no weights", "no tokenizer", "other configs", "weights of a part"],
+    [
+        "truncated weights",
+        "no weights",
+        "no tokenizer",
+        "other configs",
+        "weights of a part",
+        "one bit",
+    ],
 )
 def test_a_damaged_cache_is_converted_again(
     folder: Path, home: Path, reads: list[Path], damage: str
@@ -146,6 +153,10 @@ def test_a_damaged_cache_is_converted_again(
         case "weights of a part":
             tensors = load_file(weights)
             save_file({n: x for n, x in tensors.items() if n.startswith("vae/")}, weights)
+        case "one bit":
+            content = bytearray(weights.read_bytes())
+            content[-9] ^= 1
+            weights.write_bytes(content)
     reads.clear()
     second = load_pipeline(str(folder))
     assert len(reads) == 5 and same(first, second)

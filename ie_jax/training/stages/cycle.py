@@ -350,7 +350,7 @@ def build(run: RunConfig, config: CycleConfig, offline: bool, progress: bool) ->
 
     def export(folder: Path, state: State, best: bool, held_out: Batches) -> None:
         suffix = "_best" if best else ""
-        told = metadata(run, "cycle", state) | as_metadata(own) | {"model": run.model}
+        told = metadata(run, "cycle", state, best) | as_metadata(own) | {"model": run.model}
         write_lora(folder / f"{LORA}{suffix}.safetensors", state.params, metadata=told)
         if state.ema is not None:
             write_lora(folder / f"{LORA}{suffix}_ema.safetensors", state.ema, metadata=told)
