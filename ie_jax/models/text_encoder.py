@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 from ie_jax.models.architecture import TextConfig
 from ie_jax.models.attention import attend, probabilities
 from ie_jax.models.execution import Precision, dtype
-from ie_jax.models.layers import UNSET, Dense, layer_norm
+from ie_jax.models.layers import UNSET, Dense, Loaded, layer_norm
 
 
 def quick_gelu(x: Array) -> Array:
@@ -63,7 +63,7 @@ class EncoderLayer(nn.Module):
         return x + MLP(self.config, self.precision, name="mlp")(norm("layer_norm2", x))
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(Loaded):
     """CLIP's text transformer; returns the last hidden state after the final layer norm."""
 
     config: TextConfig
