@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.shapes import check_shapes
+from tests.shapes import CHECKING, check_shapes, switch_checks
 
 ROOT = Path(__file__).parents[1]
 LONG = 20
@@ -45,6 +45,12 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 << 30))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 check_shapes()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shapes(request: pytest.FixtureRequest) -> None:
+    """Checking each call doubles the time of tracing: only tests of what is checked do so."""
+    switch_checks(any(x in request.path.as_posix() for x in CHECKING))
 
 
 @pytest.fixture(scope="module")
