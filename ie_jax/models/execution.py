@@ -101,6 +101,9 @@ QUICK: dict[str, bool | str] = {
     "xla_backend_optimization_level": "0",
     "xla_llvm_disable_expensive_passes": True,
 }
+if jax.__version_info__ < (0, 11):
+    # Later versions refuse these. Else each fused operation has a run of a compiler of its own.
+    QUICK |= {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": "1"}
 FUSED: dict[str, Literal["cudnn", "xla"]] = {"gpu": "cudnn", "tpu": "xla"}
 
 
