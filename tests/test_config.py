@@ -45,7 +45,7 @@ def from_text(text: str, folder: Path) -> EditConfig:
         ({"cfg_shedule": [0]}, "cfg_shedule", "cfg_schedule"),
         ({"precision": {"compue": "float32"}}, "precision.compue", "compute"),
         ({"vae_precision": {"parm": "float32"}}, "vae_precision.parm", "param"),
-        ({"execution": {"remat_blok": True}}, "execution.remat_blok", "remat_block"),
+        ({"execution": {"rematt": "call"}}, "execution.rematt", "remat"),
         ({"noise_rescaling_setup": {"ini_setup": 1}}, "noise_rescaling_setup.ini_setup", None),
         ({"guiders": [{"nam": "x"}]}, "guiders.0.nam", "name"),
         (

@@ -10,6 +10,7 @@ from jax import lax
 
 DType = Literal["float32", "bfloat16", "float16"]
 Convolution = Literal["auto", "xla", "cpu"]
+Remat = Literal["none", "block", "call", "both"]
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,23 @@ class Execution:
     """Explicit attention and attention energies take this many queries at a time, so that their
     memory grows with the tokens, not with their square. 0: all at once. Of large maps, by_head
     takes at most 512."""
-    remat_block: bool = False
-    """Backward passes recompute the inside of each ResNet and transformer, also of the
-    autoencoder."""
-    remat_call: bool = False
-    """Backward passes recompute each network call from its inputs."""
+    remat: Remat = "none"
+    """What backward passes compute again to save memory. block: the inside of each ResNet and
+    transformer, also of the autoencoder. call: each network call from its inputs. both."""
     unroll: int = 1
     """Steps of a scan written out as one: more make a program longer to compile."""
     optimise: bool = True
     """False: on a CPU, programs are compiled sooner and run slower, for short runs."""
+
+    @property
+    def remat_block(self) -> bool:
+        """The inside of blocks is computed again."""
+        return self.remat in ("block", "both")
+
+    @property
+    def remat_call(self) -> bool:
+        """Network calls are computed again."""
+        return self.remat in ("call", "both")
 
     @property
     def compiler_options(self) -> dict[str, bool | str]:

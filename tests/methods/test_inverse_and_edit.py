@@ -133,7 +133,7 @@ def test_inversion_maps_over_schedules() -> None:
 
 @pytest.mark.long("two guided edits are compiled")
 def test_execution_changes_no_result() -> None:
-    args, execution = arguments(), Execution(remat_call=True, query_chunk=16)
+    args, execution = arguments(), Execution(remat="call", query_chunk=16)
     _, plain = edit(MODELS, *args)
     _, other = edit(replace(MODELS, execution=execution), *args)
     np.testing.assert_allclose(other.latents, plain.latents, rtol=1e-3, atol=1e-4)
