@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ie_jax.devices import gathered, place, place_batch, replicated, weight_shardings
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole
-from ie_jax.training.checkpoints import Checkpoints, Facts
+from ie_jax.training.checkpoints import Checkpoints, Facts, one_line_of_a_failed_write
 from ie_jax.training.flops import flops, peak
 from ie_jax.training.journal import Journal, Meter, Pictures, writing
 from ie_jax.training.stage import Stage, State, Tree
@@ -163,7 +163,7 @@ def train(
         announce,
     )
     main = jax.process_index() == 0
-    with ExitStack() as stack:
+    with one_line_of_a_failed_write(), ExitStack() as stack:
         trainer.checkpoints = Checkpoints(folder / CHECKPOINTS, plan.keep, say if main else silent)
         stack.callback(trainer.checkpoints.abandon)
         trainer.begin(place(state, weight_shardings(mesh, state)), key, accept)
