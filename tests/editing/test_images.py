@@ -150,7 +150,7 @@ def test_panels_stand_unchanged_in_a_row(width: int) -> None:
     assert row.shape[1] == 8 + 3 * (max(width, 80) + 8) and row.dtype == np.uint8
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(caption=st.text(max_size=300), width=st.sampled_from([1, 64, 90, 512]))
 @example(caption="a cat " * 100, width=64)
 @example(caption="W" * 1000, width=64)
@@ -182,7 +182,7 @@ def test_captions_are_drawn_wrapped_and_cut(width: int) -> None:
     assert ink("a " * 1000, width) == ink("a " * 2000, width)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(words=st.lists(st.text("ilmW.", min_size=1, max_size=40)), width=st.integers(80, 300))
 @example(words=["W" * 100], width=80)
 def test_wrapped_lines_fit_and_lose_nothing_but_the_end(words: list[str], width: int) -> None:
