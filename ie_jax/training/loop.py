@@ -355,7 +355,6 @@ class Trainer:
         assert self.compiled
         self.state, metrics = self.compiled(self.state, self.frozen, batch, self.key)
         self.step += 1
-        self.meter.steps += 1
         names = tuple(getattr(self.loader, "names", ()))
         before, self.pending = self.pending, Pending(self.step, metrics, names)
         if before:
@@ -404,6 +403,7 @@ class Trainer:
         metrics = {name: float(x) for name, x in at.metrics.items()}
         if not all(map(math.isfinite, metrics.values())):
             raise NotFinite(at, metrics)
+        self.meter.steps += 1
         if self.journal:
             self.journal.advance()
             if at.step % self.plan.log_every == 0 or at.step == self.plan.steps:
