@@ -115,6 +115,30 @@ def inside(rest: str) -> str:
     return rest
 
 
+def originals(module: str, layers: int) -> list[str]:
+    """What the original may call diffusers' module of the UNet: the inverse of `unet_name`."""
+    outside = {theirs: ours for ours, theirs in OUTSIDE.items()}
+    if module in outside:
+        return [outside[module]]
+    match = re.fullmatch(r"(down|up|mid)_blocks?\.(?:(\d+)\.)?(\w+)\.(\d+)\.(.*)", module)
+    if not match:
+        return []
+    side, level, kind, place, rest = match.groups()
+    resnet = {theirs: ours for ours, theirs in RESNET.items()}
+    rest = resnet.get(rest, rest)
+    if side == "mid":
+        return [f"middle_block.{1 if kind == 'attentions' else 2 * int(place)}.{rest}"]
+    first = int(level) * (layers + 1)
+    if kind == "downsamplers":
+        return [f"input_blocks.{first + layers + 1}.0.op"]
+    if kind == "upsamplers":  # after a transformer, or where the level has none
+        return [f"output_blocks.{first + layers}.{slot}.conv" for slot in (2, 1)]
+    number, blocks = first + int(place), "output_blocks"
+    if side == "down":
+        number, blocks = number + 1, "input_blocks"
+    return [f"{blocks}.{number}.{'1' if kind == 'attentions' else '0'}.{rest}"]
+
+
 def vae_names(tensors: Tensors) -> Tensors:
     """The autoencoder's. Its decoder counts blocks from the last one."""
     ups = [int(name.split(".")[2]) for name in tensors if name.startswith("decoder.up.")]
