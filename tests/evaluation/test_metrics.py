@@ -4,7 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ie_jax.evaluation.metrics import estimate, in_batches, psnr, right, squared_error
+from ie_jax.evaluation.batches import in_batches
+from ie_jax.evaluation.metrics.attributes import right
+from ie_jax.evaluation.metrics.means import estimate
+from ie_jax.evaluation.metrics.pixels import psnr_of, squared_error
 from ie_jax.training.losses import psnr as training_psnr
 
 
@@ -18,7 +21,7 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
 def test_squared_error_is_on_minus_one_to_one() -> None:
     black, white = np.zeros((1, 2, 2, 3), np.uint8), np.full((1, 2, 2, 3), 255, np.uint8)
     assert squared_error(black, white) == [4.0]
-    assert psnr(squared_error(black, white)) == [0.0]
+    assert psnr_of(squared_error(black, white)) == [0.0]
 
 
 def test_squared_error_of_each_picture(pictures: tuple[np.ndarray, np.ndarray]) -> None:
@@ -39,8 +42,8 @@ def test_only_pixels_of_the_mask_count(pictures: tuple[np.ndarray, np.ndarray]) 
 
 def test_psnr_is_the_one_of_training_and_ends() -> None:
     errors = np.array([1e-3, 0.5, 4.0])
-    np.testing.assert_allclose(psnr(errors), training_psnr(jnp.asarray(errors)), rtol=1e-5)
-    assert psnr(np.zeros(1)) == psnr(np.full(1, 1e-10))
+    np.testing.assert_allclose(psnr_of(errors), training_psnr(jnp.asarray(errors)), rtol=1e-5)
+    assert psnr_of(np.zeros(1)) == psnr_of(np.full(1, 1e-10))
 
 
 def test_all_attributes_must_be_right() -> None:

@@ -171,7 +171,7 @@ def test_two_networks_in_one_folder_are_refused(tmp_path: Path, params: dict[str
 
 def test_places_without_weights_are_refused(tmp_path: Path) -> None:
     assert "holds no weight files of LPIPS" in refusal(tmp_path)
-    assert "give 'vgg16', a file or a folder" in refusal(tmp_path / "nothing")
+    assert "give 'vgg16', 'alex', 'squeeze', a file or a folder" in refusal(tmp_path / "nothing")
     (tmp_path / "a.h5").write_bytes(b"<html>")
     assert "a.h5 is damaged or not an HDF5 file" in refusal(tmp_path)
     with h5py.File(tmp_path / "a.h5", "w") as file:
