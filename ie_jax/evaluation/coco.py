@@ -29,8 +29,10 @@ class Photo:
 
 
 def read_photos(folder: Path, shortest: int = 0) -> list[Photo]:
-    """The photos of `val2014/` that have a caption, sorted by name. Captions come from `val2014.csv`
-    or from `captions_val2014.json`, beside or in `annotations/`; of several the last counts.
+    """The photos of `val2014/` that have a caption, sorted by name.
+
+    Captions come from `val2014.csv`, or from `captions_val2014.json` beside it or in
+    `annotations/`; of several the last counts.
 
     Args:
         shortest: leave out photos with a side shorter than so many pixels.

@@ -83,8 +83,8 @@ def item_of(name: str, values: Any, where: str) -> Item:
     runs = values.get("mask")
     if not isinstance(runs, list):
         raise UserError(f"{where}: has no mask, a list of starts and lengths")
-    prompts = (plain(values[x]) for x in ("original_prompt", "editing_prompt"))
-    return Item(name, image, *prompts, int(kind), decode_mask(runs, where))
+    source, target = plain(values["original_prompt"]), plain(values["editing_prompt"])
+    return Item(name, image, source, target, int(kind), decode_mask(runs, where))
 
 
 def plain(prompt: str) -> str:
