@@ -3,9 +3,9 @@
     python tests/conformance.py DIR [--only A_math 'E*' ...]
 
 DIR holds `checkpoints/` and the records of groups A to F, or the records of the methods that the
-paper compares with, or those of the metrics (`docs/conformance.md`). Prints one line per recorded array, then `N passed, M
-failed`. Exit status 0: none failed; 1: some did; 2: DIR is
-not such a folder.
+paper compares with, or those of the metrics (`docs/conformance.md`). Prints one line per recorded
+array, then `N passed, M failed`. Exit status 0: none failed; 1: some did; 2: DIR is not such a
+folder.
 
 Records are as torch has them (NCHW), arrays of ie_jax NHWC until they are compared.
 """

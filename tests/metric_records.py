@@ -127,7 +127,12 @@ class MetricRecording:
     def pairs(self) -> list[Pair]:
         """The pairs, without masks."""
         return [
-            Pair(*(self.picture(f"pairs/{i}_{x}.png") for x in "ab"), *[values["prompt"]] * 2)
+            Pair(
+                self.picture(f"pairs/{i}_a.png"),
+                self.picture(f"pairs/{i}_b.png"),
+                values["prompt"],
+                values["prompt"],
+            )
             for i, values in enumerate(self.json("pairs"))
         ]
 
@@ -410,9 +415,8 @@ def dinov2_features(recording: MetricRecording) -> Ours:
         pictures = [getattr(pair, attribute) for pair in recording.pairs]
         pixels = np.stack([prepared(x, IMAGENET_MEAN, IMAGENET_STD, 256) for x in pictures])
         ours[f"dinov2.{which}.pixel_values_every_16"] = pixels[:, :, ::STRIDE, ::STRIDE]
-        ours[f"dinov2.{which}.pooler_output"] = [
-            recording.judges.dinov2.features(x) for x in pictures
-        ]
+        net = recording.judges.dinov2
+        ours[f"dinov2.{which}.pooler_output"] = [net.features(x) for x in pictures]
     return ours
 
 
@@ -449,22 +453,16 @@ def dino_features(recording: MetricRecording, record: Arrays) -> Ours:
 
 
 def masks_case(recording: MetricRecording, case: str, record: Arrays) -> Ours:
-    """Decoded masks: how many ones, within the border too, and the sum of their places."""
+    """Decoded masks: how many ones, how many by the runs' lengths, and the sum of their places."""
     masks = {item.name: item.mask for item in recording.items}
     path = recording.bench / pie_bench.MAPPING
     runs = {name: x["mask"] for name, x in json.loads(path.read_text()).items()}
     names = list(map(str, record["names"]))
     return {
         "ones": [masks[name].sum(dtype=int) for name in names],
-        "ones_annotated": [annotated(runs[name], masks[name].size) for name in names],
+        "ones_annotated": [sum(runs[name][1::2]) for name in names],
         "checksum": [np.flatnonzero(masks[name]).sum(dtype=float) for name in names],
     }
-
-
-def annotated(runs: list[int], size: int) -> int:
-    """Pixels that the runs name, each once."""
-    pairs = zip(runs[::2], runs[1::2], strict=True)
-    return len({x for start, length in pairs for x in range(start, min(start + length, size))})
 
 
 def suite_case(recording: MetricRecording, case: str, record: Arrays) -> Ours:

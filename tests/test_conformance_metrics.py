@@ -23,7 +23,7 @@ def metrics() -> Path:
 
 
 def test_networks_masks_and_pictures(metrics: Path) -> None:
-    passes(metrics, "pictures", "weights", "masks", "coco", "features")
+    passes(metrics, "pictures", "masks", "coco", "features")
 
 
 @pytest.mark.slow

@@ -164,6 +164,8 @@ def text_config(
         hidden_act="gelu",
         layer_norm_eps=1e-12,
         is_decoder=True,
+        bos_token_id=None,
+        sep_token_id=None,
     )
 
 
