@@ -88,8 +88,11 @@ TABLES = {
 
 
 def as_number(x: Any) -> float:
-    """A recorded value; infinity has a remark behind it."""
-    return float(x.split()[0]) if isinstance(x, str) else float(x)
+    """A recorded value; infinity has a remark behind it. NaN for remarks alone."""
+    try:
+        return float(x.split()[0]) if isinstance(x, str) else float(x)
+    except (ValueError, IndexError):
+        return float("nan")
 
 
 class MetricRecording:
@@ -351,7 +354,7 @@ def pairs_case(recording: MetricRecording, case: str, record: Arrays) -> Ours:
 
 def pair_metric(recording: MetricRecording, name: str) -> Any:
     """One metric."""
-    having = [name in values for values in recording.json("pairs")]
+    having = [values.get(name) is not None for values in recording.json("pairs")]
     pairs = [pair for pair, has in zip(recording.pairs, having, strict=True) if has]
     judges = recording.judges
     metric, _, option = name.partition("|")
