@@ -16,6 +16,8 @@ from ie_jax.files import parse_json, read_bytes
 
 SPLIT = "val2014"
 ANNOTATIONS = f"captions_{SPLIT}.json"
+SHORTEST = 512
+"""Pixels of a photo's shorter side from which it takes part."""
 MOST = 500_000_000
 """Bytes of the annotations."""
 
