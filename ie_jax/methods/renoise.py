@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
@@ -47,7 +48,7 @@ class Weights(NamedTuple):
     divergence: Float[Array, ""]
 
 
-PUBLISHED = Weights(jnp.float32(20), jnp.float32(0.065))
+PUBLISHED = Weights(np.float32(20), np.float32(0.065))  # type: ignore[arg-type]
 
 
 class Seen(NamedTuple):
