@@ -6,7 +6,7 @@ import pytest
 
 from ie_jax.evaluation.batches import in_batches
 from ie_jax.evaluation.metrics.attributes import right
-from ie_jax.evaluation.metrics.means import estimate
+from ie_jax.evaluation.metrics.means import bootstrap, estimate, wilson
 from ie_jax.evaluation.metrics.pixels import psnr_of, squared_error
 from ie_jax.training.losses import psnr as training_psnr
 
@@ -92,3 +92,17 @@ def test_batches_have_one_size_and_leave_no_trace(count: int) -> None:
     assert double.tolist() == (2 * x).tolist() and total.tolist() == (4 * x).tolist()
     assert sizes == {min(count, 4)}
     assert in_batches(lambda x: -x, 4, x).tolist() == (-x).tolist()
+
+
+def test_intervals_by_bootstrap_and_of_shares() -> None:
+    values = np.random.default_rng(0).normal(5, 2, 400)
+    found = bootstrap(np.append(values, [np.nan, np.inf]))
+    assert found["count"] == 400 and found["mean"] == pytest.approx(values.mean())
+    assert found["low"] is not None and found["high"] is not None
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * 2 / 20, rel=0.15)
+    assert bootstrap(np.array([2.0])) == {"mean": 2.0, "low": None, "high": None, "count": 1}
+    # Wilson 1927, worked out by hand: 10 of 10 at z = 1.96 is from 0.7225 up.
+    sure = wilson(10, 10)
+    assert (sure["mean"], sure["high"]) == (1.0, 1.0)
+    assert sure["low"] == pytest.approx(0.7225, abs=1e-4)
+    assert wilson(0, 0)["mean"] is None
