@@ -20,7 +20,7 @@ SIDE = 224
 
 def need_libraries(metrics: str) -> None:
     """Raise UserError if torch is not installed, without importing it."""
-    need_torch(metrics, "evaluation", "measuring")
+    need_torch(metrics, "evaluation", "measuring with")
 
 
 def pretrained(kind: str, folder: Path) -> Any:

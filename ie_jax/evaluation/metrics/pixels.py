@@ -3,6 +3,7 @@
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from ie_jax.errors import UserError
 from ie_jax.evaluation.metrics.means import Values
 
 SMALLEST = 1e-10
@@ -57,10 +58,10 @@ def ssim(one: np.ndarray, other: np.ndarray) -> float:
     window, on [0, 1], the mean over colours and over the pixels whose window is inside.
 
     Raises:
-        ValueError: a side is shorter than the window.
+        UserError: a side is shorter than the window.
     """
     if min(one.shape[:2]) <= 2 * RADIUS:
-        raise ValueError(f"SSIM needs sides of at least {2 * RADIUS + 1} pixels")
+        raise UserError(f"SSIM needs sides of at least {2 * RADIUS + 1} pixels")
     x, y = one / 255.0, other / 255.0
 
     def blurred(x: np.ndarray) -> np.ndarray:
