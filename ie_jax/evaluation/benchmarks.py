@@ -13,9 +13,9 @@ from ie_jax.config import parse
 from ie_jax.devices import local_mesh
 from ie_jax.editing.command import check_model
 from ie_jax.editing.config import EditConfig
-from ie_jax.editing.editor import Editor, schedule_of
+from ie_jax.editing.editor import Editor, schedule_of, use_compilation_cache
 from ie_jax.editing.images import write_errors
-from ie_jax.editing.jobs import Job
+from ie_jax.editing.jobs import Job, refuse_twice
 from ie_jax.errors import UserError
 from ie_jax.evaluation import coco, pie_bench
 from ie_jax.evaluation.metrics.masks import SIDE
@@ -23,6 +23,7 @@ from ie_jax.evaluation.metrics.table import METRICS, Judges, Pair, measured
 from ie_jax.evaluation.runner import Case, claim, config_of, evaluate_method, write_tables
 from ie_jax.files import alone_in
 from ie_jax.methods.table import METHODS
+from ie_jax.weights.load import load_pipeline
 
 ALL = ("ours", *METHODS)
 PIE_METRICS = (
@@ -83,7 +84,7 @@ def pie(argv: Sequence[str]) -> None:
     folder = data_folder(request)
     items = pie_bench.read_items(folder)
     if request.subset == "paper":
-        items = [item for item in items if item.kind == 0 or item.name[1:2] == "2"]
+        items = [item for item in items if pie_bench.in_paper(item)]
     cases = [
         Case(
             Job(
@@ -116,10 +117,10 @@ def photos(argv: Sequence[str]) -> None:
     cases = [
         Case(Job(x.path.stem, str(x.path), x.caption, (x.caption,), config.seed), "") for x in found
     ]
-    if "cfg_schedule" not in given:  # guidance would only lead away from the photo
+    if config.cfg_schedule is None:  # guidance would only lead away from the photo
         steps = schedule_of(config, check_model(config)).steps
         config = replace(config, cfg_schedule=(0.0,) * steps)
-    if "baseline.guidance" not in given:
+    if config.baseline.guidance is None:
         config = replace(config, baseline=replace(config.baseline, guidance=1.0))
     compare("coco", request, config, given, cases, COCO_METRICS)
 
@@ -160,6 +161,8 @@ def compare(
         raise UserError("give --methods, not --method")
     if request.limit is not None and request.limit < 1:
         raise UserError(f"--limit {request.limit} must be positive")
+    refuse_twice([case.job for case in cases], Path(request.data))
+    check_model(config)
     cases = cases[: request.limit]
     mesh = local_mesh()
     size = mesh.size if request.batch_size is None else request.batch_size
@@ -176,13 +179,12 @@ def compare(
         folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
         claim(folder, facts)
+        use_compilation_cache()
+        pipeline = load_pipeline(
+            config.model, config.forward, config.backward, request.offline, not request.quiet
+        )
         for method in request.methods:
-            editor = Editor.from_pretrained(
-                config=config_of(config, method),
-                offline=request.offline,
-                progress=not request.quiet,
-                mesh=mesh,
-            )
+            editor = Editor(pipeline, config_of(config, method), mesh=mesh)
             load = partial(prepared, size=editor.size) if side is None else None
             lost = evaluate_method(
                 editor,
@@ -195,6 +197,7 @@ def compare(
                 load=load,
                 quiet=request.quiet,
             )
+            del editor  # its weights, before those of the next are placed
             broken |= {method: len(lost)} if lost else {}
             write_tables(folder, request.methods, len(cases))
     told = "".join(f"; {method}: {count} passed over" for method, count in broken.items())

@@ -87,6 +87,11 @@ def item_of(name: str, values: Any, where: str) -> Item:
     return Item(name, image, source, target, int(kind), decode_mask(runs, where))
 
 
+def in_paper(item: Item) -> bool:
+    """Whether an edit is one of the paper's 420: random ones, and those of photos."""
+    return item.kind == 0 or item.name[1:2] == "2"
+
+
 def plain(prompt: str) -> str:
     """A prompt without brackets."""
     return prompt.replace("[", "").replace("]", "")

@@ -30,7 +30,7 @@ from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.editing.images import write_errors
 from ie_jax.editing.jobs import Job
-from ie_jax.editing.many import Load, edit_many, output_paths, record_of, told
+from ie_jax.editing.many import READERS, Load, ahead, edit_many, output_paths, record_of, told
 from ie_jax.errors import UserError
 from ie_jax.evaluation.metrics.means import Interval, bootstrap, wilson
 from ie_jax.evaluation.metrics.table import Judges, Pair, measured
@@ -132,34 +132,30 @@ def evaluate_method(
         editor, jobs, pictures, batch_size, config, notes, load=load, quiet=quiet, name=method
     )
     path = folder / f"{method}.jsonl"
-    known = read_lines(path)
-    kept = {line.name: line for line in known}
+    kept = {line.name: line for line in read_lines(path)}
     # Whatever a kill left at the end would spoil the next line.
     write(path, "".join(map(as_text, kept.values())))
     calls = network_calls(editor.config, editor.schedule.steps)
-    bar = tqdm(cases, desc=f"measure {method}", unit="image", disable=quiet)
+
+    def line_of(case: Case) -> Line | None:
+        """What there is to tell of a result, None if there is none or it is told already."""
+        record = record_of(pictures, case.job)
+        if not is_finished(record, told(case.job, config)):
+            return None
+        result, facts = output_paths(pictures, case.job)[0], read_record(record)
+        digest, line = facts["outputs"][result.name], kept.get(case.job.name)
+        if line and line.sha256 == digest and set(metrics) <= set(line.metrics):
+            return None
+        source = load_source(editor, case, side, load)
+        pixels = resized(read_rgb(result, str(result)), source.shape[0])
+        pair = Pair(source, pixels, case.job.source, case.job.targets[0], case.mask)
+        values = {name: as_json(x) for name, x in measured(judges, pair, metrics).items()}
+        return Line(case.job.name, case.kind, digest, facts.get("seconds"), calls, values)
+
+    found = ahead(line_of, cases, READERS)
+    bar = tqdm(found, f"measure {method}", len(cases), unit="image", disable=quiet)
     with write_errors(path), path.open("a", encoding="utf-8") as file:
-        for case in bar:
-            record = record_of(pictures, case.job)
-            if not is_finished(record, told(case.job, config)):
-                continue
-            result = output_paths(pictures, case.job)[0]
-            facts = read_record(record)
-            digest = facts["outputs"][result.name]
-            line = kept.get(case.job.name)
-            if line and line.sha256 == digest and set(metrics) <= set(line.metrics):
-                continue
-            source = load_source(editor, case, side, load)
-            pair = Pair(
-                source,
-                resized(read_rgb(result, str(result)), source.shape[0]),
-                case.job.source,
-                case.job.targets[0],
-                case.mask,
-            )
-            values = {name: as_json(x) for name, x in measured(judges, pair, metrics).items()}
-            seconds = facts.get("seconds")
-            line = Line(case.job.name, case.kind, digest, seconds, calls, values)
+        for line in filter(None, bar):
             file.write(as_text(line))
             file.flush()
             os.fsync(file.fileno())

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ie_jax.errors import UserError
 from ie_jax.evaluation import coco
 from ie_jax.evaluation.__main__ import evaluation
 from ie_jax.evaluation.benchmarks import photos, pie
-from ie_jax.evaluation.pie_bench import PICTURES, read_items, read_result
+from ie_jax.evaluation.pie_bench import PICTURES, in_paper, read_items, read_result
 from ie_jax.evaluation.runner import claim, read_lines, summary
 from tests import forks
 from tests.forks import Fork
@@ -86,6 +87,12 @@ def test_edits_are_read_without_brackets(bench: Path) -> None:
     assert second.mask.sum() > first.mask.sum() > 5000
 
 
+def test_the_papers_edits_are_random_ones_and_those_of_photos(bench: Path) -> None:
+    items = read_items(bench)
+    found = [replace(item, name=f"{item.kind}{second}0") for item in items for second in "12"]
+    assert [x.name for x in found if in_paper(x)] == ["010", "020", "120", "220"]
+
+
 def test_of_a_strip_the_last_square_counts(tmp_path: Path) -> None:
     strip = np.random.default_rng(0).integers(0, 256, (512, 2048, 3), np.uint8)
     Image.fromarray(strip).save(tmp_path / "strip.png")
@@ -117,6 +124,7 @@ def test_bad_input_is_told_before_anything_is_written(bench: Path, tmp_path: Pat
     assert "'magic' is none of the methods" in refusal(*given, "--methods", "magic")
     assert "give --methods" in refusal(*given, "--method", "ddim")
     assert "must be positive" in refusal(*given, "--limit", "0")
+    assert "must be a multiple" in refusal(*given, "--batch-size", "0")
     weights = ("--metrics", "lpips_alex", "--weights", tmp_path)
     assert "no LPIPS weights" in refusal(*given[:-2], *weights)
     assert not output.exists()
