@@ -22,6 +22,7 @@ def metrics() -> Path:
     return folder
 
 
+@pytest.mark.long("imports torch and transformers, runs five networks")
 def test_networks_masks_and_pictures(metrics: Path) -> None:
     passes(metrics, "pictures", "masks", "coco", "features")
 

@@ -1,7 +1,9 @@
 """How pictures come to the networks, and what is told where one is missing."""
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +31,7 @@ def test_without_torch_what_to_install_is_told_and_the_rest_runs(
     assert found["mse"] > 0 and np.isnan(found["mse_edited"])
 
 
+@pytest.mark.long("imports torch and transformers")
 def test_folders_without_the_networks_are_told(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from safetensors.numpy import save_file
@@ -42,6 +45,45 @@ def test_folders_without_the_networks_are_told(tmp_path: Path) -> None:
         Structure(file)
     with pytest.raises(UserError, match=r"ImageReward\.pt is not a file"):
         ImageReward(tmp_path, tmp_path)
+
+
+class Harmful:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_no_pickle_is_executed(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    folder, mark = tmp_path / "dinov2-base", tmp_path / "executed"
+    folder.mkdir()
+    config = {"model_type": "dinov2", "hidden_size": 8, "num_attention_heads": 1}
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    torch.save({"a": Harmful(mark)}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="holds no readable Dinov2Model"):
+        _ = Judges(tmp_path).dinov2
+    (tmp_path / "dino").mkdir()
+    torch.save({"a": Harmful(mark)}, tmp_path / "dino" / "dino_vitbase8_pretrain.pth")
+    with pytest.raises(UserError, match="could run code"):
+        _ = Judges(tmp_path).structure
+    assert not mark.exists()
+
+
+def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from safetensors.numpy import save_file
+
+    folder = tmp_path / "dinov2-base"
+    folder.mkdir()
+    config = {"model_type": "dinov2", "hidden_size": 8, "num_attention_heads": 1}
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    save_file({"layernorm.weight": np.ones(8, np.float32)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match="lacks weights of Dinov2Model: embeddings"):
+        _ = Judges(tmp_path).dinov2
 
 
 def test_results_of_another_size_are_refused() -> None:
