@@ -472,7 +472,8 @@ def suite_case(recording: MetricRecording, case: str, record: Arrays) -> Ours:
     """PIE-Bench's suite on the results of methods."""
     ours: Ours = {}
     for column in record:
-        if match := re.fullmatch(r"\d+_(.+)\|(\w+)", column):
+        match = re.fullmatch(r"\d+_(.+)\|(\w+)", column)
+        if match and match[2] in SUITE:
             pairs = [recording.edit(match[1], str(name)) for name in record["file_id"]]
             ours[column] = recording.measured(SUITE[match[2]], pairs)
     return ours
