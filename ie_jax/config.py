@@ -235,7 +235,8 @@ def words(annotation: Any) -> dict[str, Any]:
 
 def add_options(group: argparse._ArgumentGroup, schema: type, prefix: str = "") -> None:
     """An option per field, nested fields with dots, help from the strings below the fields."""
-    described = docstring_parser.parse_from_object(schema).params
+    lineage = [x for x in reversed(schema.__mro__) if dataclasses.is_dataclass(x)]
+    described = [p for x in lineage for p in docstring_parser.parse_from_object(x).params]
     help_of = {p.arg_name: p.description for p in described}
     for field in dataclasses.fields(schema):
         name, default = prefix + field.name, getattr(schema(), field.name)

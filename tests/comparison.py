@@ -37,6 +37,22 @@ def absolute(tolerance: float) -> Comparison:
     return compare
 
 
+def close(factor: float, least: float) -> Comparison:
+    """Each value within so many times its recorded size, or the least difference. Values that are
+    not finite are the same ones."""
+
+    def compare(ours: np.ndarray, recorded: np.ndarray, record: Arrays) -> Verdict:
+        finite = np.isfinite(recorded)
+        others = np.array_equal(ours[~finite], recorded[~finite], equal_nan=True)
+        difference = np.abs(ours[finite].astype(np.float64) - recorded[finite])
+        bound = np.maximum(least, factor * np.abs(recorded[finite]))
+        ok = others and bool(np.all(difference <= bound))
+        told = " or ".join(f"{x:.0e}{of}" for x, of in ((factor, " of it"), (least, "")) if x)
+        return Verdict(f"{difference.max(initial=0.0):.2e} max", told, ok)
+
+    return compare
+
+
 def relative(tolerance: float, zero: str | float = 0.0) -> Comparison:
     """|ours - recorded| / |recorded|, Euclidean over the whole array.
 
@@ -138,8 +154,36 @@ def of_methods(prefix: str, times: float) -> tuple[tuple[str, str, Comparison], 
     )
 
 
+METRICS = "metrics "
+"""Before the name of a case of recorded metrics."""
+
+
+def of_metrics(prefix: str) -> tuple[tuple[str, str, Comparison], ...]:
+    """The lines for recorded metrics, as their description has them."""
+
+    def lines(case: str, *entries: tuple[str, Comparison]) -> list[tuple[str, str, Comparison]]:
+        return [(f"{prefix}{case}", arrays, compare) for arrays, compare in entries]
+
+    return (
+        *lines("pictures", ("*", exact)),
+        *lines("weights", ("*", relative(1e-6))),
+        *lines("masks", ("*", exact)),
+        *lines("coco", ("*.*", absolute(1e-5)), ("*", exact)),
+        *lines("features", ("*ids", exact), ("*_mask", exact), ("*.reward", close(1e-4, 1e-4))),
+        *lines("features", ("*pixel_values*", absolute(1e-5)), ("*.input_*", relative(1e-5))),
+        *lines("features", ("*", relative(5e-5))),
+        *lines("*", ("printed", absolute(1e-4)), ("*_lowered", exact)),
+        *lines("*", ("*psnr*", close(0, 1e-4)), ("*mse*", close(1e-5, 0))),
+        *lines("*", ("*ssim*", close(0, 5e-4)), ("*lpips*", close(1e-4, 1e-6))),
+        *lines("*", ("*structure*", close(1e-4, 1e-7)), ("*clip_similarity*", close(0, 1e-3))),
+        *lines("*", ("*imagereward*", close(1e-4, 1e-4)), ("*_ir", close(1e-4, 1e-4))),
+        *lines("*", ("*", close(0, 1e-5))),
+    )
+
+
 TOLERANCES: tuple[tuple[str, str, Comparison], ...] = (
     # Cases, arrays, comparison. The first line that fits counts.
+    *of_metrics(METRICS),
     ("*", "*_u8*", picture),
     ("masactrl*", "fixed_image", picture),
     ("*", "*timesteps", exact),
@@ -184,6 +228,9 @@ TOLERANCES: tuple[tuple[str, str, Comparison], ...] = (
 
 INPUTS: tuple[tuple[str, str], ...] = (
     # Cases, and what their records hold for the computation to start from.
+    (f"{METRICS}*", "names *.names prompt size file_id"),
+    # Not of the original code.
+    (f"{METRICS}*", "dinov2_transformers_5_interpolation"),
     ("A_load*", "*_in_u8"),
     ("A_math*", "w po_sample po_eps po_pairs pob_sample pob_eps pob_t pob_s"),
     ("A_math*", "linear_schedule_old_args ms_in_u8 ms_target ms_flat_in_u8"),

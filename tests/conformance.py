@@ -3,9 +3,9 @@
     python tests/conformance.py DIR [--only A_math 'E*' ...]
 
 DIR holds `checkpoints/` and the records of groups A to F, or the records of the methods that the
-paper compares with (`docs/conformance.md`). Prints one line per recorded array, then `N passed, M
-failed`. Exit status 0: none failed; 1: some did; 2: DIR is
-not such a folder.
+paper compares with, or those of the metrics (`docs/conformance.md`). Prints one line per recorded
+array, then `N passed, M failed`. Exit status 0: none failed; 1: some did; 2: DIR is not such a
+folder.
 
 Records are as torch has them (NCHW), arrays of ie_jax NHWC until they are compared.
 """
@@ -53,7 +53,8 @@ from ie_jax.weights.names import local
 from tests import training_records
 from tests.baseline_records import CASES as BASELINES
 from tests.baseline_records import Baselines, method_of
-from tests.comparison import EDIT, LONG, Arrays, Report
+from tests.comparison import EDIT, LONG, METRICS, Arrays, Report
+from tests.metric_records import MetricRecording, compute_metrics
 from tests.training_records import TENSORS, Training
 
 LOSSES = "F_losses"
@@ -648,6 +649,19 @@ def check_baseline(recording: BaselineRecording, case: str, report: Report) -> N
         report.compare(label, ours, record)
 
 
+def check_metric(recording: MetricRecording, case: str, report: Report) -> None:
+    """`check`, of recorded metrics."""
+    record: Arrays = {}
+    try:
+        record = recording.record(case)
+        ours = compute_metrics(recording, case, record)
+        ours = {name: np.asarray(x) for name, x in ours.items() if name in record}
+    except Exception as error:  # whatever it is, the other cases are still of interest
+        report.crashed(METRICS + case, error, record)
+    else:
+        report.compare(METRICS + case, ours, record)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(description="Compare ie_jax with a folder of recordings.")
@@ -660,6 +674,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recording: Any
         if baseline_cases(options.folder):
             recording, run = BaselineRecording(options.folder), check_baseline
+        elif (options.folder / "recorded").is_dir():
+            recording, run = MetricRecording(options.folder), check_metric
         else:
             recording = Recording(options.folder)
         cases = [c for c in recording.cases if any(fnmatch(c, only) for only in options.only)]

@@ -57,6 +57,21 @@ class Request:
     """What to call it."""
 
 
+@dataclass(frozen=True)
+class FurtherRequest(Request):
+    """A run with more to ask."""
+
+    further: bool = False
+    """Whether there is more."""
+
+
+def test_help_tells_inherited_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"], "What it does.", FurtherRequest, Settings)
+    shown = capsys.readouterr().out
+    assert "What to call it." in shown and "Whether there is more." in shown
+
+
 def parsed(*argv: str) -> tuple[Request, Settings]:
     request, config, _ = parse(argv, "Do it.", Request, Settings)
     return request, config

@@ -6,6 +6,7 @@ record is finished.
 
 import itertools
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +27,8 @@ from ie_jax.products import check_free, is_finished, leave
 
 READERS = 4
 """Threads that read images while the devices compute."""
+Load = Callable[[str], np.ndarray]
+"""Reads a picture by its path for the networks: uint8 (h, w, 3)."""
 T = TypeVar("T")
 R = TypeVar("R")
 NOT_FINITE = "came out as NaN or infinity: lower the guidance or the guiders, or use float32"
@@ -52,6 +55,8 @@ def edit_many(
     overwrite: bool = False,
     panels: bool = False,
     quiet: bool = False,
+    load: Load | None = None,
+    name: str = "edit",
 ) -> Tally:
     """Edit all images of `jobs` that are not finished, and write NAME.png (or NAME-1.png, ... for
     several targets) and NAME.json of each.
@@ -63,9 +68,12 @@ def edit_many(
         batch_size: images at once, a multiple of the editor's devices.
         config: the settings, as JSON has them, kept in each record. A result of others is made
             again.
-        notes: what else each record says.
+        notes: what else each record says, beside `seconds`, an image's part of its batch; not of
+            the first, in which the program is compiled.
         overwrite: replace files that are not of this program.
         panels: also write NAME-side-by-side.png.
+        load: reads a picture; None: the editor does.
+        name: of the bar of progress.
 
     Raises:
         UserError: a result would replace a person's file, or cannot be written.
@@ -77,7 +85,7 @@ def edit_many(
         paths = [*output_paths(folder, job), *([panel_path(folder, job)] if panels else [])]
         check_free(paths, record_of(folder, job), [Path(job.image)], overwrite)
     bar = tqdm(
-        total=len(jobs), initial=tally.finished_before, desc="edit", unit="image", disable=quiet
+        total=len(jobs), initial=tally.finished_before, desc=name, unit="image", disable=quiet
     )
 
     def passed_over(job: Job, reason: object) -> None:
@@ -87,9 +95,14 @@ def edit_many(
         bar.update()
 
     with bar:
-        read = ahead(lambda job: loaded(editor, job), todo, READERS + batch_size)
+        compiled, taken = False, dict[str, float]()
+        read = ahead(lambda job: loaded(load or editor.load, job), todo, READERS + batch_size)
         for batch in batches(read, batch_size, passed_over):
+            start = time.perf_counter()
             images, finite = edited(editor, batch, batch_size)
+            if compiled:
+                taken["seconds"] = round((time.perf_counter() - start) / len(batch), 4)
+            compiled = True
             for (job, pixels), results, sound in zip(batch, images, finite, strict=False):
                 if not sound.all():
                     passed_over(job, NOT_FINITE)
@@ -99,7 +112,7 @@ def edit_many(
                     named = [("source", pixels), *zip(job.targets, results, strict=True)]
                     files[panel_path(folder, job)] = side_by_side(named)
                 contents = {path: encoded(image, path) for path, image in files.items()}
-                leave(contents, record_of(folder, job), {**told(job, config), **notes})
+                leave(contents, record_of(folder, job), {**told(job, config), **notes, **taken})
                 tally.done += 1
                 bar.update()
     return tally
@@ -127,10 +140,10 @@ def panel_path(folder: Path, job: Job) -> Path:
     return folder / f"{job.name}-side-by-side.png"
 
 
-def loaded(editor: Editor, job: Job) -> tuple[Job, np.ndarray | UserError]:
+def loaded(load: Load, job: Job) -> tuple[Job, np.ndarray | UserError]:
     """A job with its image, or with what is wrong with that."""
     try:
-        return job, editor.load(job.image)
+        return job, load(job.image)
     except UserError as error:
         return job, error
 

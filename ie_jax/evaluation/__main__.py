@@ -15,6 +15,7 @@ from ie_jax.cli import run
 from ie_jax.config import parse
 from ie_jax.editing.images import check_place, write_errors
 from ie_jax.errors import UserError
+from ie_jax.evaluation.benchmarks import photos, pie
 from ie_jax.evaluation.report import write, write_plots, write_sheets, write_tables
 from ie_jax.evaluation.world import WorldConfig, check_seed, evaluate
 from ie_jax.products import OWN, check_folder
@@ -84,7 +85,11 @@ def environment() -> dict[str, Any]:
     }
 
 
-PROTOCOLS: dict[str, Callable[[Sequence[str]], None]] = {"world": world}
+PROTOCOLS: dict[str, Callable[[Sequence[str]], None]] = {
+    "world": world,
+    "pie-bench": pie,
+    "coco": photos,
+}
 
 
 def evaluation(argv: Sequence[str]) -> None:
@@ -94,7 +99,7 @@ def evaluation(argv: Sequence[str]) -> None:
         UserError: there is none of that name, or the protocol cannot be run.
     """
     if argv and argv[0] in ("-h", "--help"):
-        print(f"usage: python -m ie_jax.evaluation {'|'.join(PROTOCOLS)} [options]; see world -h")
+        print(f"usage: python -m ie_jax.evaluation {'|'.join(PROTOCOLS)} [options]; see NAME -h")
         return
     if not argv or argv[0] not in PROTOCOLS:
         given = f"{argv[0]!r} is not a protocol" if argv else "the protocol is missing"

@@ -14,7 +14,7 @@ from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.editing.images import check_writable, encoded
 from ie_jax.errors import UserError
-from ie_jax.evaluation.metrics import psnr, squared_error
+from ie_jax.evaluation.metrics.pixels import psnr_of, squared_error
 from ie_jax.evaluation.world import GUIDERS, RESCALING
 from ie_jax.models.execution import Execution
 from ie_jax.products import check_free, leave
@@ -69,7 +69,7 @@ def sample_edits() -> list[Edit]:
 def decibels(one: np.ndarray, other: np.ndarray, where: np.ndarray | None = None) -> float:
     """PSNR of one picture to another; only where the mask (H, W) is True."""
     mask = None if where is None else where[None]
-    return float(psnr(squared_error(one[None], other[None], mask))[0])
+    return float(psnr_of(squared_error(one[None], other[None], mask))[0])
 
 
 def sheet(columns: Sequence[Iterable[np.ndarray]]) -> np.ndarray:

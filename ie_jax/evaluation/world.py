@@ -50,15 +50,10 @@ from ie_jax.data.world import (
 )
 from ie_jax.editing.config import EditConfig, GuiderConfig, RescalingConfig
 from ie_jax.errors import UserError
-from ie_jax.evaluation.metrics import (
-    Estimate,
-    Values,
-    estimate,
-    in_batches,
-    psnr,
-    right,
-    squared_error,
-)
+from ie_jax.evaluation.batches import in_batches
+from ie_jax.evaluation.metrics.attributes import right
+from ie_jax.evaluation.metrics.means import Estimate, Values, estimate
+from ie_jax.evaluation.metrics.pixels import psnr_of, squared_error
 from ie_jax.evaluation.model import (
     OURS,
     Model,
@@ -268,9 +263,9 @@ def reconstruction_row(
     none = estimate(np.empty(0))
     return {
         "mse": estimate(mse),
-        "psnr": estimate(psnr(mse)),
+        "psnr": estimate(psnr_of(mse)),
         "psnr_to_autoencoder": (
-            none if pixels is bound else estimate(psnr(squared_error(pixels, bound)))
+            none if pixels is bound else estimate(psnr_of(squared_error(pixels, bound)))
         ),
         "perceptual": estimate(distance(model, size, pixels, source.pixels)),
         "noise_std": none if std is None else estimate(std),
@@ -329,9 +324,9 @@ def score_edits(
     return {
         "success": whole,
         "changed": each[np.arange(len(edits)), about],
-        "psnr_to_truth": psnr(squared_error(pixels, truths)),
+        "psnr_to_truth": psnr_of(squared_error(pixels, truths)),
         "perceptual_to_truth": distance(model, size, pixels, truths),
-        "psnr_outside_mask": psnr(squared_error(pixels, sources, outside)),
+        "psnr_outside_mask": psnr_of(squared_error(pixels, sources, outside)),
         "finite": np.ones(len(edits)) if finite is None else finite.astype(np.float64),
     }
 

@@ -34,7 +34,16 @@ from huggingface_hub.utils import tqdm
 from ie_jax.errors import UserError
 from ie_jax.files import need_file
 from ie_jax.weights.formats import TORCH_SUFFIXES, need_torch, read_json
-from ie_jax.weights.published import ICD_URL, ArchivedFile, Files, HubFile, Published, Source
+from ie_jax.weights.published import (
+    ICD_URL,
+    ArchivedFile,
+    Files,
+    HubFile,
+    Published,
+    Source,
+    WebFile,
+    single_files,
+)
 
 RECORD = "hashes.json"
 _RETRY_PAUSES = (1.0, 3.0)  # seconds before the second and the third attempt
@@ -102,7 +111,8 @@ def fetch_files(
             "name a local folder that holds the files"
         )
     if missing:
-        held = (Path(name.removesuffix(".tar.gz")) for name in source.archives)
+        names = [name.removesuffix(".tar.gz") for name in source.archives]
+        held = (Path(name) for name in (*names, *(file.name for file in source.web_files)))
         if any(path.suffix in TORCH_SUFFIXES for path in held):
             need_torch("the published weights")
         try:
@@ -142,17 +152,20 @@ def _offline_by_environment() -> bool:
 # ---------------------------------------------------------------------------------- the record
 
 
-def _origins(source: Published) -> dict[str, HubFile | str]:
-    """What a source consists of: hub files by path, archives by the folder that they become."""
-    hub: dict[str, HubFile | str] = {file.path: file for file in source.hub_files}
-    return hub | {f"{folder}/": archive for archive, folder in source.archives.items()}
+Origin = HubFile | WebFile | str
+
+
+def _origins(source: Published) -> dict[str, Origin]:
+    """What a source consists of: files by path, archives by the folder that they become."""
+    files: dict[str, Origin] = {file.path: file for file in single_files(source)}
+    return files | {f"{folder}/": archive for archive, folder in source.archives.items()}
 
 
 def _recorded(record: Record, *prefixes: str) -> Record:
     return {path: entry for path, entry in record.items() if path.startswith(prefixes)}
 
 
-def _missing(source: Published, folder: Path) -> dict[str, HubFile | str]:
+def _missing(source: Published, folder: Path) -> dict[str, Origin]:
     """Those origins of a source whose files are not all recorded and there.
 
     Raises:
@@ -171,9 +184,9 @@ def _missing(source: Published, folder: Path) -> dict[str, HubFile | str]:
     return missing
 
 
-def _listing(origins: dict[str, HubFile | str]) -> str:
+def _listing(origins: dict[str, Origin]) -> str:
     return ", ".join(
-        origin.path if isinstance(origin, HubFile) else origin for origin in origins.values()
+        origin if isinstance(origin, str) else origin.path for origin in origins.values()
     )
 
 
@@ -325,6 +338,8 @@ def _fetch_missing(source: Published, folder: Path, progress: bool) -> None:
     for prefix, origin in _missing(source, folder).items():
         if isinstance(origin, HubFile):
             _fetch_hub_file(origin, folder, progress)
+        elif isinstance(origin, WebFile):
+            _fetch_web_file(origin, folder, progress)
         else:
             _fetch_archive(origin, folder / prefix, folder, progress)
 
@@ -358,12 +373,28 @@ def _fetch_hub_file(file: HubFile, folder: Path, progress: bool) -> None:
     if re.fullmatch("[0-9a-f]{64}", announced) and announced != entry["sha256"]:
         path.unlink()
         raise UserError(f"{url} did not arrive with the hash that the hub announces: try again")
+    _keep(path, file.path, entry, folder)
+
+
+def _fetch_web_file(file: WebFile, folder: Path, progress: bool) -> None:
+    path = folder / file.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _download(file.url, path, progress)
+    entry = _entry(path)
+    if not entry["sha256"].startswith(file.start):
+        path.unlink()
+        raise UserError(f"{file.url} did not arrive with the hash that its name tells: try again")
+    _keep(path, file.path, entry, folder)
+
+
+def _keep(path: Path, name: str, entry: Entry, folder: Path) -> None:
+    """Records a download, or removes it if it is not what was recorded before."""
     try:
-        _same_as_recorded(folder, {file.path: entry})
+        _same_as_recorded(folder, {name: entry})
     except UserError:
         path.unlink()
         raise
-    _add_to_record(folder, {file.path: entry})
+    _add_to_record(folder, {name: entry})
 
 
 def _fetch_archive(archive: str, target: Path, folder: Path, progress: bool) -> None:

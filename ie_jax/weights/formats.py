@@ -223,14 +223,14 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} has a tensor of a type that numpy lacks: {reason}") from error
 
 
-def need_torch(what: str) -> None:
+def need_torch(what: str, extra: str = "convert", doing: str = "reading") -> None:
     """Raise UserError if torch is not installed, without importing it."""
     try:
         found = importlib.util.find_spec("torch")
     except ValueError:  # it is kept from being imported
         found = None
     if found is None:
-        raise UserError(f"reading {what} needs torch: pip install 'ie_jax[convert]'")
+        raise UserError(f"{doing} {what} needs torch: pip install 'ie_jax[{extra}]'")
 
 
 def first_line(error: Exception) -> str:

@@ -14,14 +14,14 @@ import numpy as np
 
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole, need_file, sha256
-from ie_jax.models.lpips import DEPTHS, WIDTHS, lpips_shapes
+from ie_jax.models.lpips import DEPTHS, WIDTHS, alex_shapes, lpips_shapes, squeeze_shapes
 from ie_jax.models.shapes import draw
 from ie_jax.weights.convert import convert, find, flatten, unflatten
 from ie_jax.weights.download import fetch_files, home, verify
 from ie_jax.weights.formats import MOST_STRETCH, MOST_WEIGHTS, read_tensors, write_tensors
 from ie_jax.weights.load import fingerprint
-from ie_jax.weights.names import LPIPS
-from ie_jax.weights.published import LPIPS_VGG16
+from ie_jax.weights.names import LPIPS, LPIPS_ALEX, LPIPS_SQUEEZE
+from ie_jax.weights.published import JUDGE_FILES, LPIPS_FILES, HubFile, Published, single_files
 
 VGG16 = "vgg16"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".h5")
@@ -33,35 +33,36 @@ def load_lpips(source: str, offline: bool = False, progress: bool = True) -> Par
     """The parameters of `ie_jax.models.lpips`, numpy float32.
 
     Args:
-        source: `vgg16` for the published weights, downloaded once and kept converted; or a file
-            that `save_lpips` wrote; or a folder with nothing but the weight files of one network:
-            torchvision's `vgg16-397923af.pth` and the `lpips` package's `vgg.pth`, or lpips-j's
-            `vgg16_weights.h5` and `lpips_lin.h5`, or the former two as `.safetensors`. Widths are
-            free.
+        source: `vgg16`, `alex` or `squeeze` for the published weights, downloaded once and kept
+            converted; or a file that `save_lpips` wrote; or a folder with nothing but the weight
+            files of one network: torchvision's `vgg16-397923af.pth` and the `lpips` package's
+            `vgg.pth`, or lpips-j's `vgg16_weights.h5` and `lpips_lin.h5`, or the former two as
+            `.safetensors`; likewise of AlexNet and SqueezeNet. Widths of VGG are free.
         offline: never use the network.
         progress: show download bars.
 
     Raises:
         UserError: files are missing, damaged or do not make up one network.
     """
-    if source == VGG16:
-        return published(offline, progress)
+    if source in LPIPS_FILES:
+        return published(LPIPS_FILES[source], offline, progress)
     path = Path(source).expanduser()
     if path.is_file():
         return read([path])
     if not path.is_dir():
-        raise UserError(f"no LPIPS weights at {source!r}: give {VGG16!r}, a file or a folder")
+        names = ", ".join(map(repr, LPIPS_FILES))
+        raise UserError(f"no LPIPS weights at {source!r}: give {names}, a file or a folder")
     files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
     if not files:
         raise UserError(f"{path} holds no weight files of LPIPS ({', '.join(SUFFIXES)})")
     return read(files)
 
 
-def published(offline: bool, progress: bool) -> Params:
-    """The published weights, from the cache if they were converted before."""
+def published(source: Published, offline: bool, progress: bool) -> Params:
+    """Published weights, from the cache if they were converted before."""
     folder = home() / "published"
-    fetch_files(LPIPS_VGG16, folder, offline=offline, progress=progress)
-    files = [folder / file.path for file in LPIPS_VGG16.hub_files]
+    fetch_files(source, folder, offline=offline, progress=progress)
+    files = [folder / file.path for file in single_files(source)]
     cache = home() / "lpips" / f"{fingerprint(files)}.safetensors"
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +74,7 @@ def published(offline: bool, progress: bool) -> Params:
                         return read([cache])
                 except (OSError, ValueError, UserError):  # damaged: convert again
                     pass
-            verify(folder, LPIPS_VGG16)
+            verify(folder, source)
             params = read(files)
             save_lpips(cache, params)
             sums.write_text(sha256(cache))
@@ -145,6 +146,10 @@ def from_upstream(tensors: Mapping[str, np.ndarray], where: str) -> Params:
     Raises:
         UserError: all that is missing, superfluous or misshapen; `where` names the files.
     """
+    if any(name.startswith(("fire", "features.3.squeeze")) for name in tensors):
+        return convert(tensors, LPIPS_SQUEEZE, squeeze_shapes(), where)
+    if "conv1/kernel" in tensors or tensors.get("features.0.weight", np.empty(0)).shape[-1] == 11:
+        return convert(tensors, LPIPS_ALEX, alex_shapes(), where)
     return convert(tensors, LPIPS, lpips_shapes(*structure(tensors)), where)
 
 
@@ -194,6 +199,40 @@ def random_lpips(seed: int, widths: Sequence[int] = WIDTHS) -> Params:
         weight = rng.uniform(0, 2 / np.sqrt(width), width)
         params[f"lin{layer}"] = {"weight": weight.astype(np.float32)}
     return params
+
+
+# --- Networks that torch runs ---------------------------------------------------------------------
+
+
+def judge_files(
+    name: str, folder: Path | None = None, offline: bool = False, progress: bool = True
+) -> list[Path]:
+    """Where the files of a network of `JUDGE_FILES` lie.
+
+    Args:
+        folder: holds them as the hub does, with or without the owner's name: such as
+            `openai/clip-vit-large-patch14/config.json` or `clip-vit-large-patch14/config.json`.
+            None: they are downloaded once.
+
+    Raises:
+        UserError: they cannot be had.
+    """
+    source = JUDGE_FILES[name]
+    files = single_files(source)
+    if folder is None:
+        place = home() / "published"
+        fetch_files(source, place, offline=offline, progress=progress)
+        verify(place, source)
+        return [place / file.path for file in files]
+    found = []
+    for file in files:
+        owned = f"{file.repo}/{file.name}" if isinstance(file, HubFile) else file.path
+        both = [folder / owned, folder / file.path]
+        # Which of a network's weight files there is, its reader sees.
+        found.append(next((path for path in both if path.parent.is_dir()), both[1]))
+        if not found[-1].parent.is_dir():
+            raise UserError(f"{folder} lacks the folder {file.path.rpartition('/')[0]} of {name}")
+    return found
 
 
 # --- The classifier -------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ match exactly one rule. A path of None drops the tensor.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -164,8 +164,15 @@ def torchvision_convolutions() -> Iterator[tuple[int, str]]:
         index += 1
 
 
+HEADS: tuple[Rule, ...] = (
+    rule(r"classifier\.\d+\.(?:weight|bias)", None),
+    rule(r"(lin\d)\.model\.1\.weight", "{}/weight", flat),
+    # our own file
+    rule(r"(lin\d+)/weight", "{}/weight"),
+)
+"""The heads of the lpips package, and what a backbone's file holds that is not needed."""
 LPIPS: tuple[Rule, ...] = (
-    # torchvision's VGG16, and the heads of the lpips package
+    # torchvision's VGG16
     *(
         rule(rf"features\.{index}\.weight", f"{name}/kernel", oihw_to_hwio)
         for index, name in torchvision_convolutions()
@@ -174,13 +181,41 @@ LPIPS: tuple[Rule, ...] = (
         rule(rf"features\.{index}\.bias", f"{name}/bias")
         for index, name in torchvision_convolutions()
     ),
-    rule(r"classifier\.\d+\.(?:weight|bias)", None),
-    rule(r"(lin\d)\.model\.1\.weight", "{}/weight", flat),
     # the HDF5 files of lpips-j, where kernels are laid out as here
     rule(r"(conv\d+_\d+)/weight", "{}/kernel"),
     rule(r"fc\d/(?:weight|bias)", None),
     rule(r"(lin\d)", "{}/weight", flat),
     # our own file; its biases are named as lpips-j's
     rule(r"(conv\d+_\d+)/(kernel|bias)", "{}/{}"),
-    rule(r"(lin\d+)/weight", "{}/weight"),
+    *HEADS,
+)
+
+
+def torchvision_layers(layers: Mapping[str, str]) -> tuple[Rule, ...]:
+    """Rules for torchvision's layers, by their names there, and for our own file."""
+    upstream = ((re.escape(f"features.{name}"), here) for name, here in layers.items())
+    return (
+        *(
+            found
+            for name, here in upstream
+            for found in (
+                rule(rf"{name}\.weight", f"{here}/kernel", oihw_to_hwio),
+                rule(rf"{name}\.bias", f"{here}/bias"),
+            )
+        ),
+        *(rule(rf"{here}/(kernel|bias)", f"{here}/{{}}") for here in layers.values()),
+        *HEADS,
+    )
+
+
+LPIPS_ALEX = torchvision_layers(
+    {str(index): f"conv{number}" for number, index in enumerate((0, 3, 6, 8, 10), 1)}
+)
+LPIPS_SQUEEZE = torchvision_layers(
+    {"0": "conv1"}
+    | {
+        f"{index}.{part}": f"fire{number}/{part}"
+        for number, index in enumerate((3, 4, 6, 7, 9, 10, 11, 12), 2)
+        for part in ("squeeze", "expand1x1", "expand3x3")
+    }
 )

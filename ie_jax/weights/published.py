@@ -47,6 +47,27 @@ class HubFile:
 
 
 @dataclass(frozen=True)
+class WebFile:
+    """One file of a web server."""
+
+    url: str
+    folder: str
+    """Where it lies inside a download folder."""
+    start: str = ""
+    """The first digits of its sha256, as far as its publisher tells."""
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def path(self) -> str:
+        """As of `HubFile`."""
+        return f"{self.folder}/{self.name}"
+
+
+@dataclass(frozen=True)
 class ArchivedFile:
     """The one file matching a glob pattern in a `.tar.gz` of the iCD release."""
 
@@ -67,15 +88,25 @@ class Published(Protocol):
         """All files that come from the hub."""
 
     @property
+    def web_files(self) -> tuple[WebFile, ...]:
+        """All files of other servers."""
+
+    @property
     def archives(self) -> dict[str, str]:
         """File name of each archive, and the folder that it is unpacked to."""
 
 
-@dataclass(frozen=True)
-class HubFiles:
-    """Files of the hub, and nothing else."""
+def single_files(source: Published) -> list[HubFile | WebFile]:
+    """All files that come as they are, not in archives."""
+    return [*source.hub_files, *source.web_files]
 
-    hub_files: tuple[HubFile, ...]
+
+@dataclass(frozen=True)
+class PlainFiles:
+    """Single files, without archives."""
+
+    hub_files: tuple[HubFile, ...] = ()
+    web_files: tuple[WebFile, ...] = ()
 
     @property
     def archives(self) -> dict[str, str]:
@@ -99,6 +130,11 @@ class Source:
         """All files that come from the hub."""
         forward = (self.forward,) if isinstance(self.forward, HubFile) else ()
         return self.pipeline + forward
+
+    @property
+    def web_files(self) -> tuple[WebFile, ...]:
+        """None."""
+        return ()
 
     @property
     def archives(self) -> dict[str, str]:
@@ -162,5 +198,53 @@ PUBLISHED: dict[str, Source] = {
     )
 }
 
-LPIPS_VGG16 = HubFiles((HubFile(HUB_LPIPS, "vgg16_weights.h5"), HubFile(HUB_LPIPS, "lpips_lin.h5")))
-"""VGG16 of torchvision and the linear heads of LPIPS v0.1."""
+# --- What judges pictures ---
+
+TORCHVISION = "https://download.pytorch.org/models"
+LPIPS_HEADS = (
+    "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1"
+)
+DINO_URL = "https://dl.fbaipublicfiles.com/dino/dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth"
+CLIP_FILES = (
+    "config.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+
+
+def hub(repo: str, *names: str) -> tuple[HubFile, ...]:
+    """Files of one repository."""
+    return tuple(HubFile(repo, name) for name in names)
+
+
+def lpips_net(net: str, backbone: str) -> PlainFiles:
+    """Torchvision's backbone, whose name tells its hash, and the heads of LPIPS v0.1."""
+    start = backbone.rpartition("-")[2].partition(".")[0]
+    folder = f"lpips-{net}"
+    return PlainFiles(
+        web_files=(
+            WebFile(f"{TORCHVISION}/{backbone}", folder, start),
+            WebFile(f"{LPIPS_HEADS}/{net}.pth", folder),
+        )
+    )
+
+
+LPIPS_FILES: dict[str, PlainFiles] = {
+    # VGG16 of torchvision and the heads, as HDF5 files
+    "vgg16": PlainFiles(hub(HUB_LPIPS, "vgg16_weights.h5", "lpips_lin.h5")),
+    "alex": lpips_net("alex", "alexnet-owt-7be5be79.pth"),
+    "squeeze": lpips_net("squeeze", "squeezenet1_1-b8a52dc0.pth"),
+}
+JUDGE_FILES: dict[str, PlainFiles] = {
+    "clip-b32": PlainFiles(hub("openai/clip-vit-base-patch32", *CLIP_FILES, "pytorch_model.bin")),
+    "clip-l14": PlainFiles(hub("openai/clip-vit-large-patch14", *CLIP_FILES, "model.safetensors")),
+    "dinov2": PlainFiles(hub("facebook/dinov2-base", "config.json", "model.safetensors")),
+    "image-reward": PlainFiles(
+        hub("THUDM/ImageReward", "ImageReward.pt", "med_config.json")
+        + hub("google-bert/bert-base-uncased", "vocab.txt", "tokenizer_config.json")
+    ),
+    "dino": PlainFiles(web_files=(WebFile(DINO_URL, "dino"),)),
+}
+"""Of the metrics that torch computes."""

@@ -12,13 +12,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from ie_jax.errors import UserError
+from ie_jax.files import sha256
 from ie_jax.models.lpips import lpips_shapes
 from ie_jax.models.shapes import draw
 from ie_jax.weights import download, judges
 from ie_jax.weights.convert import flatten
-from ie_jax.weights.judges import from_upstream, load_lpips, random_lpips, save_lpips
-from ie_jax.weights.published import HUB_LPIPS
-from tests.lpips_recipe import upstream_weights
+from ie_jax.weights.judges import from_upstream, judge_files, load_lpips, random_lpips, save_lpips
+from ie_jax.weights.published import HUB_LPIPS, PlainFiles, WebFile
+from tests.lpips_recipe import other_weights, upstream_weights
 from tests.weights.server import Server
 
 WIDTHS = (2, 3, 4, 5, 6)
@@ -171,7 +172,7 @@ def test_two_networks_in_one_folder_are_refused(tmp_path: Path, params: dict[str
 
 def test_places_without_weights_are_refused(tmp_path: Path) -> None:
     assert "holds no weight files of LPIPS" in refusal(tmp_path)
-    assert "give 'vgg16', a file or a folder" in refusal(tmp_path / "nothing")
+    assert "give 'vgg16', 'alex', 'squeeze', a file or a folder" in refusal(tmp_path / "nothing")
     (tmp_path / "a.h5").write_bytes(b"<html>")
     assert "a.h5 is damaged or not an HDF5 file" in refusal(tmp_path)
     with h5py.File(tmp_path / "a.h5", "w") as file:
@@ -281,3 +282,58 @@ def test_no_place_for_the_cache(server: Server, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "lpips").write_text("in the way")
     assert "name another in IE_JAX_HOME" in refusal("vgg16")
+
+
+# --- AlexNet and SqueezeNet ---
+
+
+@pytest.mark.parametrize("net", ["alex", "squeeze"])
+def test_other_networks_by_upstream_and_own_names(tmp_path: Path, net: str) -> None:
+    upstream = dict(other_weights(net, 0))
+    params = from_upstream(upstream, "here")
+    save_lpips(tmp_path / "a.safetensors", params)
+    assert_same(load_lpips(str(tmp_path / "a.safetensors")), params)
+    lost = next(name for name in upstream if name.endswith("bias"))
+    with pytest.raises(UserError, match=r"1 problems.*is missing"):
+        from_upstream({name: x for name, x in upstream.items() if name != lost}, "here")
+
+
+def test_files_of_other_servers(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fetched once; their names tell the hash."""
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.from_numpy(x) for name, x in other_weights("squeeze", 0)}
+    parts = {True: "net.pth", False: "heads.pth"}
+    for backbone, name in parts.items():
+        part = {k: x for k, x in tensors.items() if k.startswith("features") == backbone}
+        torch.save(part, tmp_path / name)
+        server.files[f"/{name}"] = tmp_path / name
+    start = sha256(tmp_path / "net.pth")[:8]
+
+    def published(start: str) -> PlainFiles:
+        net = WebFile(f"{server.url}/net.pth", "lpips-squeeze", start)
+        return PlainFiles(web_files=(net, WebFile(f"{server.url}/heads.pth", "lpips-squeeze")))
+
+    monkeypatch.setitem(judges.LPIPS_FILES, "squeeze", published("0" * 8))
+    assert "did not arrive with the hash" in refusal("squeeze")
+    monkeypatch.setitem(judges.LPIPS_FILES, "squeeze", published(start))
+    assert "offline" in refusal("squeeze", offline=True)
+    expected = from_upstream(dict(other_weights("squeeze", 0)), "here")
+    assert_same(load_lpips("squeeze", progress=False), expected)
+    server.requests.clear()
+    assert_same(load_lpips("squeeze", progress=False), expected)
+    assert server.requests == []
+
+
+# --- networks that torch runs ---
+
+
+def test_local_files_with_and_without_the_owner(tmp_path: Path) -> None:
+    for folder in ("openai/clip-vit-large-patch14", "dinov2-base"):
+        (tmp_path / folder).mkdir(parents=True)
+    clip = judge_files("clip-l14", tmp_path)
+    assert clip[0] == tmp_path / "openai/clip-vit-large-patch14/config.json"
+    assert judge_files("dinov2", tmp_path)[1] == tmp_path / "dinov2-base/model.safetensors"
+    with pytest.raises(UserError, match="lacks the folder dino of dino"):
+        judge_files("dino", tmp_path)

@@ -4,7 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ie_jax.evaluation.metrics import estimate, in_batches, psnr, right, squared_error
+from ie_jax.evaluation.batches import in_batches
+from ie_jax.evaluation.metrics.attributes import right
+from ie_jax.evaluation.metrics.means import bootstrap, estimate, wilson
+from ie_jax.evaluation.metrics.pixels import psnr_of, squared_error
 from ie_jax.training.losses import psnr as training_psnr
 
 
@@ -18,7 +21,7 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
 def test_squared_error_is_on_minus_one_to_one() -> None:
     black, white = np.zeros((1, 2, 2, 3), np.uint8), np.full((1, 2, 2, 3), 255, np.uint8)
     assert squared_error(black, white) == [4.0]
-    assert psnr(squared_error(black, white)) == [0.0]
+    assert psnr_of(squared_error(black, white)) == [0.0]
 
 
 def test_squared_error_of_each_picture(pictures: tuple[np.ndarray, np.ndarray]) -> None:
@@ -39,8 +42,8 @@ def test_only_pixels_of_the_mask_count(pictures: tuple[np.ndarray, np.ndarray]) 
 
 def test_psnr_is_the_one_of_training_and_ends() -> None:
     errors = np.array([1e-3, 0.5, 4.0])
-    np.testing.assert_allclose(psnr(errors), training_psnr(jnp.asarray(errors)), rtol=1e-5)
-    assert psnr(np.zeros(1)) == psnr(np.full(1, 1e-10))
+    np.testing.assert_allclose(psnr_of(errors), training_psnr(jnp.asarray(errors)), rtol=1e-5)
+    assert psnr_of(np.zeros(1)) == psnr_of(np.full(1, 1e-10))
 
 
 def test_all_attributes_must_be_right() -> None:
@@ -89,3 +92,17 @@ def test_batches_have_one_size_and_leave_no_trace(count: int) -> None:
     assert double.tolist() == (2 * x).tolist() and total.tolist() == (4 * x).tolist()
     assert sizes == {min(count, 4)}
     assert in_batches(lambda x: -x, 4, x).tolist() == (-x).tolist()
+
+
+def test_intervals_by_bootstrap_and_of_shares() -> None:
+    values = np.random.default_rng(0).normal(5, 2, 400)
+    found = bootstrap(np.append(values, [np.nan, np.inf]))
+    assert found["count"] == 400 and found["mean"] == pytest.approx(values.mean())
+    assert found["low"] is not None and found["high"] is not None
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * 2 / 20, rel=0.15)
+    assert bootstrap(np.array([2.0])) == {"mean": 2.0, "low": None, "high": None, "count": 1}
+    # Wilson 1927, worked out by hand: 10 of 10 at z = 1.96 is from 0.7225 up.
+    sure = wilson(10, 10)
+    assert (sure["mean"], sure["high"]) == (1.0, pytest.approx(1))
+    assert sure["low"] == pytest.approx(0.7225, abs=1e-4)
+    assert wilson(0, 0)["mean"] is None
