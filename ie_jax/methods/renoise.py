@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
@@ -109,8 +110,7 @@ class Seen(NamedTuple):
     eps: Float[Array, "n p b h w c"]
     optimal: Float[Array, "n b h w c"]
     """The prediction whose statistics are the aim."""
-    regularised: Any
-    """(n q b h w c)."""
+    regularised: Float[Array, "n q b h w c"]
 
 
 def levels(side: int) -> int:
@@ -195,30 +195,36 @@ def renoise_steps(
         kind: of `steps`.
     """
     low, high = zone.average
+    passes = np.arange(zone.passes)
+    averaged, regular = (low <= passes) & (passes < high), passes >= low
+    own = int(regular.sum())
 
     def step(z: Latents, now: Any) -> tuple[Latents, Seen]:
         at_step, shifts = now
-        y, mean, count = z, jnp.zeros_like(z), 0
-        taken: list[Array] = []
-        found: list[Array] = []
-        regularised: list[Array] = []
         optimal = kind.ask(network, kind.aim(clean, at_step), at_step, context)
-        for i in range(zone.passes):
+
+        def again(carry: tuple[Array, Array, Array], now: Any) -> Any:
+            y, mean, count = carry
+            averages, regular, shifts = now
             e = kind.ask(network, y, at_step, context)
-            taken.append(y)
-            found.append(e)
-            if low <= i < high:
-                mean, count = (mean * count + e) / (count + 1), count + 1
-            if i >= low:
-                e = regularise(e, optimal, shifts[len(regularised)], weights)
-                regularised.append(e)
+            count = count + averages
+            mean = jnp.where(averages, mean + (e - mean) / jnp.maximum(count, 1), mean)
+            used = e
+            if own:
+                args = (e, optimal, shifts, weights)
+                used = lax.cond(regular, regularise, lambda e, *_: e, *args)
+            return (kind.climb(z, used, at_step), mean, count), (y, e, used)
+
+        none = jnp.zeros((len(passes) - own, *shifts.shape[1:]), shifts.dtype)
+        of_pass = (averaged, regular, jnp.concatenate([none, shifts[:own]]))
+        start = (z, jnp.zeros_like(z), jnp.int32(0))
+        (y, mean, _), (taken, eps, used) = lax.scan(again, start, of_pass)
+        regularised = used[len(passes) - own :]
+        if averaged.any():
+            e = regularise(mean, optimal, shifts[own], weights)
+            regularised = jnp.concatenate([regularised, e[None]])
             y = kind.climb(z, e, at_step)
-        if count:
-            e = regularise(mean, optimal, shifts[len(regularised)], weights)
-            regularised.append(e)
-            y = kind.climb(z, e, at_step)
-        many = jnp.stack(regularised) if regularised else None
-        return y, Seen(y, jnp.stack(taken), jnp.stack(found), optimal, many)
+        return y, Seen(y, taken, eps, optimal, regularised)
 
     _, seen = lax.scan(step, z.astype(jnp.float32), (steps, rolls))
     result: Seen = seen
@@ -302,10 +308,10 @@ def corrected(
     to, size = euler.split(step.high, step.low)
     goal = (below - (above + eps * (to - step.high))) / jnp.where(adds, size, 1.0)
 
-    def closer(_: int, noise: Latents) -> Latents:
+    def closer(_: Any, noise: Latents) -> Latents:
         way = noise - goal
         norm = jnp.sqrt(jnp.sum(way**2, axis=(1, 2, 3)))
-        return noise - RATE * way / per_image(norm)
+        return noise - RATE * way / per_image(jnp.maximum(norm, TINY))
 
     moved = lax.fori_loop(0, CORRECTIONS, closer, step.noise)
     return Corrected(eps, jnp.where(adds, moved, step.noise))
