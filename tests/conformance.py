@@ -613,10 +613,7 @@ class BaselineRecording:
     """A folder of records of the methods that the paper compares with."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises UserError if it is not such a folder."""
         self.folder, self.cases = folder, baseline_cases(folder)
-        if self.cases and all(method_of(folder, case) in BASELINES for case in self.cases):
-            self.base  # noqa: B018
 
     @functools.cached_property
     def base(self) -> Baselines:

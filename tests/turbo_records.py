@@ -290,7 +290,7 @@ def renoise_turbo_case(base: Turbo, facts: Mapping[str, Any], record: Arrays) ->
     aim = nhwc(record["z0_noise"])
     up = renoise.turbo_inversion_steps(base.abar, noise[:, None], aim, n, below)
     low = renoise.low_turbo_steps(n, len(base.abar), below)
-    zones = turbo_zones(config)
+    zones, corrects = turbo_zones(config), int(config["perform_noise_correction"])
     weights = renoise.Weights(
         jnp.float32(config["noise_regularization_lambda_ac"]),
         jnp.float32(config["noise_regularization_lambda_kl"]),
@@ -316,10 +316,10 @@ def renoise_turbo_case(base: Turbo, facts: Mapping[str, Any], record: Arrays) ->
         ends = (seen.latents[0], starts[i])
         correction, back = run_correction(base.networks, base.unet, *ends, source, single)
         before, passes = len(calls["t"]), zone.passes
-        calls["t"] += [up.t[i]] * (passes + 1)
-        calls["batch"] += [2] + [1] * passes
-        calls["z"] += [*seen.taken[0, :, 0], seen.latents[0, 0]]
-        calls["eps"] += [*seen.eps[0, :, 0], correction.eps[0]]
+        calls["t"] += [up.t[i]] * (passes + corrects)
+        calls["batch"] += [2] + [1] * (passes + corrects - 1)
+        calls["z"] += [*seen.taken[0, :, 0], *seen.latents[0, :corrects]]
+        calls["eps"] += [*seen.eps[0, :, 0], *correction.eps[:corrects]]
         # A pass's own regularisation follows its call; that of the mean follows the last.
         first = zone.average[0]
         calls["reg_after"] += [before + min(first + j + 1, passes) for j in range(q)]
@@ -327,9 +327,10 @@ def renoise_turbo_case(base: Turbo, facts: Mapping[str, Any], record: Arrays) ->
     final = np.array(record["noise_list_initial"])
     index = np.arange(n - 1, n - 1 - len(up.t), -1)
     corrected = np.stack([nchw(correction.noise[0]) for _, correction, _ in each])
-    final[index] = corrected
+    if corrects:
+        final[index] = corrected
     steps = euler.turbo_steps(base.abar, n, below)
-    noises = record["noise_list_final"]
+    noises = record.get("noise_list_final", final)
     return (
         told(source)
         | generated(base, facts, record["all_latents"][-1:], noises, facts["src_prompt"], steps)

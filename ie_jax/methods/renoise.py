@@ -120,7 +120,7 @@ def levels(side: int) -> int:
 
 def draw_rolls(
     key: Array, calls: int, reg_steps: int, rolls: int, channels: int, side: int
-) -> Int[Array, "calls s r c l"]:
+) -> Int[Array, "calls s r c m"]:
     """Random shifts, below half of the side of each size."""
     shape = (calls, reg_steps, rolls, channels, levels(side))
     halves = jnp.array([(side >> i) // 2 for i in range(levels(side))])
@@ -141,10 +141,10 @@ def divergence(e: Latents, wanted: Latents) -> Array:
     return jnp.sum(jnp.abs(ratio))
 
 
-def autocorrelation(e: Latents, rolls: Int[Array, "c l"]) -> Array:
+def autocorrelation(e: Latents, rolls: Int[Array, "c m"]) -> Array:
     """How much a latent is like itself, shifted, at several sizes; summed over images."""
 
-    def of_channel(x: Float[Array, "b h w"], shifts: Int[Array, " l"]) -> Array:
+    def of_channel(x: Float[Array, "b h w"], shifts: Int[Array, " m"]) -> Array:
         total = jnp.float32(0)
         for i in range(levels(x.shape[1])):
             for axis in (1, 2):
@@ -158,16 +158,16 @@ def autocorrelation(e: Latents, rolls: Int[Array, "c l"]) -> Array:
 
 
 def regularise(
-    e: Latents, wanted: Latents, rolls: Int[Array, "s r c l"], weights: Weights
+    e: Latents, wanted: Latents, rolls: Int[Array, "s r c m"], weights: Weights
 ) -> Latents:
     """A prediction brought to the statistics of noise: for each row of shifts a step down the
     divergence, then one down the autocorrelation for each roll."""
 
-    def step(e: Latents, shifts: Int[Array, "r c l"]) -> tuple[Latents, None]:
+    def step(e: Latents, shifts: Int[Array, "r c m"]) -> tuple[Latents, None]:
         down = jnp.clip(jax.grad(divergence)(e, wanted), -100, 100)
         e = e - weights.divergence * down
 
-        def roll(e: Latents, shifts: Int[Array, "c l"]) -> tuple[Latents, None]:
+        def roll(e: Latents, shifts: Int[Array, "c m"]) -> tuple[Latents, None]:
             down = jax.grad(autocorrelation)(e, shifts) / len(rolls[0])
             return e - weights.autocorrelation * down, None
 
@@ -183,7 +183,7 @@ def renoise_steps(
     context: AnyContext,
     steps: Steps | TurboSteps,
     zone: Zone,
-    rolls: Int[Array, "n q s r c l"],
+    rolls: Int[Array, "n q s r c m"],
     weights: Weights,
     kind: Kind = DDIM,
 ) -> Seen:
@@ -245,7 +245,7 @@ def low_steps(steps: int, offset: int = 1, total: int = 1000) -> int:
 
 def all_rolls(
     key: Array, steps: int, channels: int, side: int, offset: int = 1, renoise: int = 1
-) -> tuple[Int[Array, "n q s r c l"], ...]:
+) -> tuple[Int[Array, "n q s r c m"], ...]:
     """Random shifts of either zone for `renoise`, of the published number."""
     low = low_steps(steps, offset)
     parts: list[Array] = []
@@ -274,7 +274,7 @@ def renoise(
     regularisation with five rolls each. About 114 calls; generation is DDIM without guidance.
 
     Args:
-        rolls: of either zone, (steps, `regularisations`, s, r, c, l).
+        rolls: of either zone, (steps, `regularisations`, s, r, c, m).
     """
     up = inverted(leading(abar, steps, offset))
     count = low_steps(steps, offset, len(abar))
@@ -311,7 +311,7 @@ def corrected(
     def closer(_: Any, noise: Latents) -> Latents:
         way = noise - goal
         norm = jnp.sqrt(jnp.sum(way**2, axis=(1, 2, 3)))
-        return noise - RATE * way / per_image(jnp.maximum(norm, TINY))
+        return noise - RATE * way / per_image(jnp.where(norm > 0, norm, 1.0))
 
     moved = lax.fori_loop(0, CORRECTIONS, closer, step.noise)
     return Corrected(eps, jnp.where(adds, moved, step.noise))
@@ -347,7 +347,7 @@ def low_turbo_steps(steps: int, total: int = 1000, below: float = 1.0) -> int:
 
 def turbo_rolls(
     key: Array, steps: TurboSteps, low: int, plan: tuple[Zone, Zone] = TURBO_ZONES
-) -> tuple[Int[Array, "n q s r c l"], ...]:
+) -> tuple[Int[Array, "n q s r c m"], ...]:
     """Random shifts of either zone, of the published number."""
     parts: list[Array] = []
     _, _, side, _, channels = steps.noise.shape
@@ -376,7 +376,7 @@ def renoise_turbo(
 
     Args:
         low: how many of the steps are in the first zone, `low_turbo_steps`.
-        rolls: of either zone, (steps, `regularisations`, s, r, c, l).
+        rolls: of either zone, (steps, `regularisations`, s, r, c, m).
     """
     start, seen = z, list[Seen]()
     parts = (slice(low), slice(low, None))
