@@ -1,6 +1,8 @@
 """The methods on SDXL-Turbo, by networks in which the result is known; their numbers are held by
 tests/conformance."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +13,8 @@ import pytest
 from ie_jax.diffusion import euler
 from ie_jax.diffusion.schedule import cumulative_alphas
 from ie_jax.methods import gnri, renoise, turbo, turboedit
+from tests.conftest import ROOT
+from tests.weights.models import write_sdxl
 
 ABAR = jnp.asarray(cumulative_alphas())
 SHAPE = (2, 8, 8, 4)
@@ -129,3 +133,16 @@ def test_a_corrected_noise_nearly_leads_back() -> None:
             assert (way < renoise.RATE).all()
         else:
             close(found.noise, step.noise)
+
+
+@pytest.mark.slow
+def test_the_documented_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a folder of weights to latents, by a tiny model of SDXL's kind."""
+    write_sdxl(tmp_path / "sdxl-turbo")
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "methods.md").read_text(), re.DOTALL)
+    assert code
+    space = {"z": normal(0, 1, 8, 8, 4)}
+    exec(code[1], space)
+    assert space["edit"].shape == (1, 8, 8, 4)
+    assert np.isfinite(space["edit"]).all()
