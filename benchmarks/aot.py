@@ -15,7 +15,7 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 
@@ -26,7 +26,7 @@ from benchmarks.random_weights import SIZES
 from benchmarks.steps import argument_shapes, networks_of, stage_of
 from ie_jax.cli import run
 from ie_jax.devices import batch_sharding, make_mesh, replicated, weight_shardings
-from ie_jax.models.execution import Execution, Precision
+from ie_jax.models.execution import Execution, Precision, Remat
 from ie_jax.training.stages import TrainConfig
 from ie_jax.training.stages.cycle import NAMES, CycleConfig
 from ie_jax.training.step import make_step
@@ -64,8 +64,7 @@ def config_of(options: argparse.Namespace, devices: int, backend: str) -> TrainC
         vae_precision=precision,
         execution=Execution(
             attention="explicit" if backend == "gpu" else "auto",  # cuDNN needs a GPU to compile
-            remat_block=options.remat in ("block", "both"),
-            remat_call=options.remat in ("call", "both"),
+            remat=options.remat,
         ),
     )
 
@@ -171,7 +170,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--order", choices=("in_turn", "sum"), default="in_turn")
     parser.add_argument("--distance", choices=("lpips", "huber", "l2"), default="lpips")
     parser.add_argument("--lora", choices=("low_rank", "merge"), default="low_rank")
-    parser.add_argument("--remat", choices=("none", "block", "call", "both"), default="both")
+    parser.add_argument("--remat", choices=get_args(Remat), default="both")
     parser.add_argument(
         "--only", nargs="+", choices=NAMES, default=list(NAMES), help="some updates"
     )

@@ -30,7 +30,7 @@ from ie_jax.errors import UserError
 from ie_jax.methods.guidance import Strength
 from ie_jax.methods.guiders import QUERY_CHUNK, Guider, make_guider
 from ie_jax.methods.inverse_and_edit import Models, edit_images
-from ie_jax.models.execution import DType, Execution, Precision, dtype
+from ie_jax.models.execution import DType, Execution, Precision, Remat, dtype
 from ie_jax.models.networks import Architecture
 
 H100 = Path(__file__).parent / "targets/h100.textproto"
@@ -58,7 +58,7 @@ class Setting:
     energy: str = "chunked"
     attention: str = "chunked"
     lora: Any = "merge"
-    remat: str = "none"
+    remat: Remat = "none"
 
 
 CHOICES: dict[str, Sequence[str]] = {
@@ -96,8 +96,7 @@ def models_of(setting: Setting, arch: Architecture, backend: str) -> Models:
     execution = Execution(
         attention="explicit",  # cuDNN's fused kernels are not to be had without a GPU
         query_chunk=Execution.query_chunk if setting.attention == "chunked" else 0,
-        remat_block=setting.remat == "block",
-        remat_call=setting.remat == "call",
+        remat=setting.remat,
     ).resolve(precision, backend)
     return Models(arch, precision, precision, execution, setting.lora, guiders_of(setting))
 

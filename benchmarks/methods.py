@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from benchmarks.harness import row, say, table
 from ie_jax.cli import run
+from ie_jax.data.panels import side_by_side
 from ie_jax.data.world import caption, render
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor
@@ -50,22 +51,8 @@ def compare(argv: Sequence[str]) -> None:
         numbers = [decibels(a, b) for a, b in zip(columns[name], truths, strict=True)]
         say(row([name, *(f"{x:.1f}" for x in numbers)]))
     columns["truth"] = truths
-    rows = [
-        np.concatenate([enlarged(picture) for picture in pictures], axis=1)
-        for pictures in zip(*columns.values(), strict=True)
-    ]
-    save_image(titled(np.concatenate(rows), list(columns)), options.output)
-
-
-def titled(picture: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """A picture of equal columns with a name over each."""
-    height, width = 20, picture.shape[1] // len(names)
-    canvas = Image.new("RGB", (picture.shape[1], picture.shape[0] + height), "white")
-    canvas.paste(Image.fromarray(picture), (0, height))
-    pen = ImageDraw.Draw(canvas)
-    for i, name in enumerate(names):
-        pen.text((i * width + 1, 4), name, fill="black", font=ImageFont.load_default(10))
-    return np.asarray(canvas)
+    shown = [(name, np.concatenate([*map(enlarged, x)])) for name, x in columns.items()]
+    save_image(side_by_side(shown), options.output)
 
 
 def enlarged(picture: np.ndarray) -> np.ndarray:

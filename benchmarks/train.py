@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks import harness
 from benchmarks.harness import Worker, say, shown, table
@@ -23,7 +23,7 @@ from benchmarks.steps import OurSteps, Task, TorchSteps
 from benchmarks.work import step_work
 from ie_jax.cli import run
 from ie_jax.errors import UserError
-from ie_jax.models.execution import DType, Execution, Precision
+from ie_jax.models.execution import DType, Execution, Precision, Remat
 from ie_jax.models.networks import Architecture
 from ie_jax.training.stages import TrainConfig
 from ie_jax.training.stages.cycle import CycleConfig
@@ -142,7 +142,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--lora", choices=("low_rank", "merge"), default="low_rank")
     parser.add_argument(
         "--remat",
-        choices=("none", "block", "call"),
+        choices=get_args(Remat),
         help="what backward passes compute again (default: none on a CPU, else block)",
     )
     parser.add_argument("--distance", choices=("lpips", "l2"), default="lpips")
@@ -175,7 +175,7 @@ def task_of(options: argparse.Namespace, platform: str, arch: Architecture) -> T
     size = options.size or arch.image_size
     if size < 1 or size % arch.latent_factor:
         raise UserError(f"--size {size} must divide by {arch.latent_factor}")
-    remat = options.remat or ("none" if cpu else "block")
+    remat: Remat = options.remat or ("none" if cpu else "block")
     kind: DType = options.dtype or ("float32" if cpu else "bfloat16")
     precision = Precision(param=kind, compute=kind)
     large = size > 2 * 110 + 224
@@ -197,7 +197,7 @@ def task_of(options: argparse.Namespace, platform: str, arch: Architecture) -> T
         lora=options.lora,
         precision=precision,
         vae_precision=precision,
-        execution=Execution(remat_block=remat == "block", remat_call=remat == "call"),
+        execution=Execution(remat=remat),
     )
     return Task(config, size, options.seed, options.threads)
 

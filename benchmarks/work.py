@@ -71,6 +71,6 @@ def step_work(
         return found
 
     chosen, useful = config.execution, parts(PLAIN)
-    remat = replace(PLAIN, remat_block=chosen.remat_block, remat_call=chosen.remat_call)
+    remat = replace(PLAIN, remat=chosen.remat)
     whole = useful if remat == PLAIN else parts(remat)
     return {name: (x, whole[name] - x) for name, x in useful.items()}

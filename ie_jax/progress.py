@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 
 class Stages:
-    """Named stages of a command: a line each, with a running clock on a terminal."""
+    """Named stages of a command: a line each, with a running clock on a terminal; elsewhere a line
+    when a stage begins and one when it has ended."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -24,6 +25,8 @@ class Stages:
         live = not self.quiet and sys.stderr.isatty()
         if live:
             clock.start()
+        elif not self.quiet:
+            print(f"{name} ...", file=sys.stderr, flush=True)
         try:
             yield
         finally:

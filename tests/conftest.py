@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import hypothesis
 import pytest
 
-from tests.shapes import check_shapes
+from tests.shapes import CHECKING, check_shapes, switch_checks
 
 ROOT = Path(__file__).parents[1]
 LONG = 20
@@ -45,6 +46,15 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 << 30))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 check_shapes()
+# How long an example takes tells more of the machine than of the code.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shapes(request: pytest.FixtureRequest) -> None:
+    """Checking each call doubles the time of tracing: only tests of what is checked do so."""
+    switch_checks(any(x in request.path.as_posix() for x in CHECKING))
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def from_text(text: str, folder: Path) -> EditConfig:
         ({"cfg_shedule": [0]}, "cfg_shedule", "cfg_schedule"),
         ({"precision": {"compue": "float32"}}, "precision.compue", "compute"),
         ({"vae_precision": {"parm": "float32"}}, "vae_precision.parm", "param"),
-        ({"execution": {"remat_blok": True}}, "execution.remat_blok", "remat_block"),
+        ({"execution": {"rematt": "call"}}, "execution.rematt", "remat"),
         ({"noise_rescaling_setup": {"ini_setup": 1}}, "noise_rescaling_setup.ini_setup", None),
         ({"guiders": [{"nam": "x"}]}, "guiders.0.nam", "name"),
         (
@@ -353,7 +353,7 @@ values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(values=st.dictionaries(names, values, max_size=4))
 def test_no_values_raise_anything_but_a_user_error(values: dict[str, Any]) -> None:
     # Through text, as from a file: what comes out is what YAML can hold.
@@ -366,7 +366,7 @@ def test_no_values_raise_anything_but_a_user_error(values: dict[str, Any]) -> No
         assert isinstance(config, EditConfig)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(text=st.text("aeimnstu_:-[]{}&*!?|>#'\"%@`,. \n0123456789", max_size=40))
 def test_no_text_raises_anything_but_a_user_error(
     text: str, tmp_path_factory: pytest.TempPathFactory
@@ -420,7 +420,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
     return draw(st.fixed_dictionaries({"cfg_schedule": per_step}, optional=optional))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(values=configs())
 def test_valid_configs_survive_yaml_and_the_record_of_a_run(values: dict[str, Any]) -> None:
     config = build(EditConfig, values, "c.yaml")

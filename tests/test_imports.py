@@ -79,10 +79,12 @@ def test_a_wrong_import_would_be_seen() -> None:
     assert imported_parts("from ie_jax import training") == {"training"}
 
 
-def test_the_runtime_needs_neither_torch_nor_tensorflow() -> None:
+def test_imports_need_neither_torch_nor_tensorflow_and_start_no_device() -> None:
     code = (
         "import sys; sys.modules['torch'] = sys.modules['tensorflow'] = None\n"
-        "import ie_jax.editing.command"
+        "import ie_jax.editing.command, ie_jax.training.command, ie_jax.evaluation.__main__\n"
+        "from jax._src.xla_bridge import backends_are_initialized as started\n"
+        "assert not started(), 'a process could not join others any more'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
 

@@ -196,7 +196,7 @@ class Training:
         number = jnp.int32(KINDS["huber" if of_images else kind.removesuffix("_w")])
         networks = self.networks
         if of_images:  # 512 px in float32: 15 GB, if nothing were computed twice
-            execution = replace(networks.execution, remat_block=True)
+            execution = replace(networks.execution, remat="block")
             networks = replace(networks, execution=execution)
         arguments = (lora, batch.frozen, batch.example, number)
         names = (name,) if of_images else tuple(LOSSES.values())

@@ -61,7 +61,6 @@ class Words:
         Raises:
             UserError: the prompts cannot be aligned as asked for.
         """
-        assert config.method != "ours"
         chosen, texts = settled(config.method, config.baseline), (self.encode, self.decode)
         if chosen.words == "replace":
             alignment = prompts.replace(source, target, *texts, self.length)

@@ -15,6 +15,7 @@ import jax
 from ie_jax.cli import run
 from ie_jax.config import parse
 from ie_jax.data.images import load_image, preprocess
+from ie_jax.data.panels import side_by_side
 from ie_jax.data.world import caption, draw_edit, draw_scene, render
 from ie_jax.devices import join, local_mesh, part
 from ie_jax.editing.config import EditConfig
@@ -23,7 +24,6 @@ from ie_jax.editing.images import (
     check_place,
     check_writable,
     encoded,
-    side_by_side,
     write_errors,
 )
 from ie_jax.editing.jobs import jobs_of_folder, jobs_of_list

@@ -1,14 +1,14 @@
-"""Pictures out of the editor: uint8 RGB arrays (h, w, 3) to files and panels."""
+"""Pictures out of the editor: uint8 RGB arrays (h, w, 3) to files."""
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from ie_jax.data.colours import srgb
 from ie_jax.data.images import reason, require_rgb
@@ -77,43 +77,6 @@ def save_image(image: np.ndarray, path: str | os.PathLike[str]) -> None:
         file.write(content)
 
 
-def side_by_side(panels: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-    """A row of captioned pictures on white: uint8 RGB (h, w, 3) from (caption, picture) pairs.
-
-    Pictures keep their size and stand on one line under their captions. A caption is wrapped
-    to its picture's width (at least 80 pixels) and cut after four lines. Pillow's own font draws
-    it, which has ASCII only: other characters show as boxes.
-
-    Raises UserError if there are no panels or one is no picture.
-    """
-    if not panels:
-        raise UserError("there are no pictures to lay side by side")
-    for _, image in panels:
-        require_rgb(image)
-
-    gap = 8
-    columns = [max(image.shape[1], 80) for _, image in panels]
-    font_size = min(max(min(columns) // 24, 11), 20)
-    font = ImageFont.load_default(font_size)
-    captions = [
-        _wrap(text, column, font) for (text, _), column in zip(panels, columns, strict=True)
-    ]
-    line_height = font_size + 4
-    strip = gap + line_height * max(len(lines) for lines in captions) + gap // 2
-    height = strip + max(image.shape[0] for _, image in panels) + gap
-    row = Image.new("RGB", (sum(columns) + gap * (len(panels) + 1), height), "white")
-    left = gap
-    for (_, image), column, lines in zip(panels, columns, captions, strict=True):
-        cell = Image.new("RGB", (column, height), "white")
-        draw = ImageDraw.Draw(cell)
-        for number, line in enumerate(lines):
-            draw.text((0, gap + number * line_height), line, fill="black", font=font)
-        cell.paste(Image.fromarray(image), (0, strip))
-        row.paste(cell, (left, 0))
-        left += column + gap
-    return np.array(row)
-
-
 def _write_format(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         return _WRITE_FORMATS[path.suffix.lower()]
@@ -129,30 +92,3 @@ def write_errors(path: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be written: {reason(error)}") from error
-
-
-def _wrap(text: str, width: int, font: Any, max_lines: int = 4) -> list[str]:
-    """Text in at most `max_lines` lines of at most `width` pixels, "..." at the end if it was cut.
-
-    Broken at spaces, and inside a word only where the word is wider than a line.
-    """
-    lines = [""]
-    for word in text.split():
-        joined = f"{lines[-1]} {word}".strip()
-        if font.getlength(joined) <= width:
-            lines[-1] = joined
-        else:
-            if lines[-1]:
-                lines.append("")
-            for character in word:
-                if font.getlength(lines[-1] + character) > width:
-                    lines.append("")
-                lines[-1] += character
-                if len(lines) > max_lines:
-                    break
-        if len(lines) > max_lines:
-            last = lines[max_lines - 1]
-            while font.getlength(last + "...") > width:
-                last = last[:-1]
-            return [*lines[: max_lines - 1], last + "..."]
-    return lines

@@ -17,8 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ie_jax.cli import print_line
+from ie_jax.data.panels import side_by_side
 from ie_jax.editing.editor import Editor
-from ie_jax.editing.images import encoded, side_by_side
+from ie_jax.editing.images import encoded
 from ie_jax.editing.jobs import Job
 from ie_jax.errors import UserError
 from ie_jax.products import check_free, is_finished, leave

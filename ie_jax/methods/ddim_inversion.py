@@ -19,9 +19,20 @@ def ddim_inversion(
     steps: int = 50,
     offset: int = 1,
 ) -> tuple[Path, Path]:
-    """A clean latent to noise under the source prompt, and from there under the target prompt.
+    """From the image to noise with the source prompt, then back with the target prompt.
 
-    Published: 50 steps, w = 7.5. 50 calls, and 50 of twice the batch.
+    Published: 50 steps, w = 7.5. That is 50 network calls, then 50 calls of twice the batch.
+
+    Args:
+        z: latents of the images, scaled as the UNet takes them.
+        source, target, empty: embeddings of the prompts and of the empty one.
+        abar: cumulative alphas of the 1000 training timesteps.
+        w: guidance scale of each image, where 1 is none.
+        steps: in each direction; must divide 1000.
+        offset: added to all timesteps: 1 gives 1, 21, ..., 981.
+
+    Returns:
+        the way to the noise, and the way back; `latents[-1]` of the second is the edited latent.
     """
     down = leading(abar, steps, offset)
     there = invert(network, z, source, inverted(down))

@@ -4,7 +4,8 @@
     edit = edit_inversion(models, weights, inversion, target_ids, schedule, strength, match)
 
 `models` is static: what the networks are and how they are run. Everything else is arrays. Each
-function, and each composition of them, is one program under `jax.jit`, and differentiable.
+function, and each composition of them, is one program under `jax.jit`, and differentiable. Bytes
+have no gradient: `differentiable_edit` takes and gives images of floats, from pixels to pixels.
 
 A batch is b images; an inversion is edited e times, each with its own prompt and strength.
 """
@@ -27,7 +28,7 @@ from ie_jax.methods.guidance import StepRecord, Strength, guide
 from ie_jax.methods.guiders import Guider
 from ie_jax.methods.statistics import match_statistics, mean_std
 from ie_jax.models.networks import Context, Network, Networks, denoiser, encode_text, vae
-from ie_jax.models.pixels import Pixels, from_uint8, to_uint8
+from ie_jax.models.pixels import Image, Pixels, as_image, to_uint8
 from ie_jax.models.unet import Out
 from ie_jax.weights.folder import Weights
 
@@ -85,31 +86,49 @@ def places(models: Models) -> dict[str, tuple[tuple[Any, ...], Any]]:
     }
 
 
-def encode_image(models: Networks, weights: Weights, pixels: Pixels) -> Latents:
-    """Pixels to the latent of the posterior mean."""
+def encode_image(models: Networks, weights: Weights, pixels: Pixels | Image) -> Latents:
+    """Bytes, or an image in [-1, 1], to the latent of the posterior mean."""
     variables = {"params": weights.vae}
-    z: Latents = vae(models).apply(variables, from_uint8(pixels), method="encode")  # type: ignore[assignment]
+    z: Latents = vae(models).apply(variables, as_image(pixels), method="encode")  # type: ignore[assignment]
     return z
+
+
+def decode(models: Networks, weights: Weights, z: Latents) -> Image:
+    """Latents to images, about in [-1, 1], not clipped."""
+    x: Image = vae(models).apply({"params": weights.vae}, z, method="decode")  # type: ignore[assignment]
+    return x
 
 
 def decode_image(
     models: Networks, weights: Weights, z: Latents
 ) -> tuple[Pixels, Bool[Array, " b"]]:
     """Latents to pixels, and whether the autoencoder gave finite numbers."""
-    x: Array = vae(models).apply({"params": weights.vae}, z, method="decode")  # type: ignore[assignment]
+    x = decode(models, weights, z)
     return to_uint8(x), jnp.isfinite(x).all(axis=(1, 2, 3))
+
+
+def contexts(models: Networks, weights: Weights, prompts: Array) -> Float[Array, "... l d"]:
+    """Prompts' embeddings: of token ids (..., l), or themselves, (..., l, d)."""
+    if jnp.issubdtype(prompts.dtype, jnp.floating):
+        return prompts
+    return encode_text(models, weights.text_encoder, prompts)
 
 
 def invert_images(
     models: Models,
     weights: Weights,
-    pixels: Pixels,
-    source_ids: Int[Array, "b l"],
+    pixels: Pixels | Image,
+    source: Int[Array, "b l"] | Context,
     noise: Latents,
     schedule: Schedule,
 ) -> Inversion:
-    """Images to noise: encode, then the forward model under the source prompt."""
-    context = encode_text(models, weights.text_encoder, source_ids)
+    """Images to noise: encode, then the forward model under the source prompt.
+
+    Args:
+        pixels: bytes, or images in [-1, 1].
+        source: token ids or embeddings.
+    """
+    context = contexts(models, weights, source)
     z = encode_image(models, weights, pixels)
     eps = with_text(denoiser(models, weights.unet, weights.forward), context)
     trajectory = invert(eps, z, noise, schedule, models.execution.unroll)
@@ -217,6 +236,47 @@ def guided_generation(
     return latents, record
 
 
+def edit_latents(
+    models: Models,
+    weights: Weights,
+    inversion: Inversion,
+    target: Int[Array, "b e l"] | Float[Array, "b e l d"],
+    schedule: Schedule,
+    strength: Strength,
+) -> tuple[Float[Array, "n be h w c"], StepRecord | None]:
+    """Generate from the inverted noise under target prompts.
+
+    Args:
+        target: token ids or embeddings.
+        schedule: guidance broadcasts to (b, e, n).
+        strength: scales broadcast to (b, e, g, n), bounds to (b, e).
+
+    Returns:
+        latents after each step, and the record of guidance, see `Edit`.
+    """
+    b, e = target.shape[:2]
+    n, g = schedule.steps, len(models.guiders)
+
+    def flat(x: Array, *trailing: int) -> Array:
+        return jnp.broadcast_to(x, (b, e, *trailing)).reshape(b * e, *trailing)
+
+    context = contexts(models, weights, target)
+    context = context.reshape(b * e, *context.shape[2:])
+    schedule = replace(schedule, guidance=flat(schedule.guidance, n))
+    if models.guiders:
+        strength = Strength(flat(strength.scales, g, n), flat(strength.lower), flat(strength.upper))
+        latents, record = guided_generation(models, weights, inversion, context, schedule, strength)
+        return latents, jax.tree.map(lambda x: x.reshape(*x.shape[:-1], b, e), record)
+    eps = with_text(denoiser(models, weights.unet, weights.backward), context)
+    per_edit = replace(
+        schedule,
+        backward_t=jnp.repeat(jnp.broadcast_to(schedule.backward_t, (b, n)), e, axis=0),
+        backward_s=jnp.repeat(jnp.broadcast_to(schedule.backward_s, (b, n)), e, axis=0),
+    )
+    start = jnp.repeat(inversion.latents[-1], e, axis=0)
+    return generate(eps, start, per_edit, models.execution.unroll).latents, None
+
+
 def edit_inversion(
     models: Models,
     weights: Weights,
@@ -229,38 +289,16 @@ def edit_inversion(
     """Generate from the inverted noise under target prompts, and decode.
 
     Args:
-        schedule: guidance broadcasts to (b, e, n).
-        strength: scales broadcast to (b, e, g, n), bounds to (b, e).
+        schedule, strength: see `edit_latents`.
         match: 1 to give the result the source's statistics, 0 not to.
     """
     b, e = target_ids.shape[:2]
-    n, g = schedule.steps, len(models.guiders)
-
-    def flat(x: Array, *trailing: int) -> Array:
-        return jnp.broadcast_to(x, (b, e, *trailing)).reshape(b * e, *trailing)
-
-    context = encode_text(models, weights.text_encoder, target_ids)
-    context = context.reshape(b * e, *context.shape[2:])
-    schedule = replace(schedule, guidance=flat(schedule.guidance, n))
-    record = None
-    if models.guiders:
-        strength = Strength(flat(strength.scales, g, n), flat(strength.lower), flat(strength.upper))
-        latents, record = guided_generation(models, weights, inversion, context, schedule, strength)
-        record = jax.tree.map(lambda x: x.reshape(*x.shape[:-1], b, e), record)
-    else:
-        eps = with_text(denoiser(models, weights.unet, weights.backward), context)
-        per_edit = replace(
-            schedule,
-            backward_t=jnp.repeat(jnp.broadcast_to(schedule.backward_t, (b, n)), e, axis=0),
-            backward_s=jnp.repeat(jnp.broadcast_to(schedule.backward_s, (b, n)), e, axis=0),
-        )
-        start = jnp.repeat(inversion.latents[-1], e, axis=0)
-        latents = generate(eps, start, per_edit, models.execution.unroll).latents
+    latents, record = edit_latents(models, weights, inversion, target_ids, schedule, strength)
     pixels, finite = finish(models, weights, latents[-1], inversion, match)
     return Edit(
         pixels.reshape(b, e, *pixels.shape[1:]),
         finite.reshape(b, e),
-        latents.reshape(n, b, e, *latents.shape[2:]),
+        latents.reshape(-1, b, e, *latents.shape[2:]),
         record,
     )
 
@@ -284,3 +322,30 @@ def edit_images(
     return inversion, edit_inversion(
         models, weights, inversion, target_ids, schedule, strength, match
     )
+
+
+def differentiable_edit(
+    models: Models,
+    weights: Weights,
+    image: Image,
+    source: Int[Array, "b l"] | Context,
+    target: Int[Array, "b e l"] | Float[Array, "b e l d"],
+    noise: Latents,
+    schedule: Schedule,
+    strength: Strength,
+) -> Float[Array, "b e H W 3"]:
+    """The whole edit with gradients from the edited pixels to source pixels, start noise, prompts'
+    embeddings, LoRAs and the strength of guiders. (That to the guidance scale w is right, but of no
+    use: the network sees sines of 1000 w.)
+
+    Args:
+        image: in [-1, 1].
+        source, target: token ids or embeddings.
+
+    Returns:
+        edited images, about in [-1, 1], not clipped, without the source's statistics.
+    """
+    inversion = invert_images(models, weights, image, source, noise, schedule)
+    latents, _ = edit_latents(models, weights, inversion, target, schedule, strength)
+    edited = decode(models, weights, latents[-1])
+    return edited.reshape(*target.shape[:2], *edited.shape[1:])

@@ -97,7 +97,7 @@ class Weights(NamedTuple):
     divergence: Float[Array, ""]
 
 
-PUBLISHED = Weights(jnp.float32(20), jnp.float32(0.065))
+PUBLISHED = Weights(np.float32(20), np.float32(0.065))  # type: ignore[arg-type]
 
 
 class Seen(NamedTuple):

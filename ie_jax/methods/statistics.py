@@ -3,14 +3,16 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ie_jax.models.pixels import Pixels
+from ie_jax.models.pixels import Image, Pixels
 
 FLAT = 1e-7
 
 
-def mean_std(pixels: Pixels) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+def mean_std(pixels: Pixels | Image) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
     """Mean and standard deviation over all pixels and channels of each image, 0..255."""
     x = pixels.astype(jnp.float32)
+    if pixels.dtype != jnp.uint8:
+        x = (x + 1) * 127.5
     return jnp.mean(x, axis=(1, 2, 3)), jnp.std(x, axis=(1, 2, 3))
 
 

@@ -113,7 +113,7 @@ class Settings(MethodConfig):
     amplify: float = 1.0
 
 
-def settled(name: Name, config: MethodConfig) -> Settings:
+def settled(name: str, config: MethodConfig) -> Settings:
     """What is not given is as the method was published."""
     given = {key: x for key, x in vars(config).items() if x is not None}
     return Settings(**dict(METHODS[name].published) | given)
@@ -369,7 +369,7 @@ def icd_edit(networks: Networks, weights: Weights, request: Request, size: Size)
     return back.latents[-1, len(request.z) :]
 
 
-METHODS: dict[Name, Method] = {
+METHODS: dict[str, Method] = {
     "ddim": Method(ddim_edit, lambda x: 3 * x.steps),
     "npi": Method(negative_prompt_edit, lambda x: 3 * x.steps),
     "nti": Method(null_text_edit, lambda x: x.steps * (6 + x.inner_steps)),

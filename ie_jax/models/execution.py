@@ -10,6 +10,7 @@ from jax import lax
 
 DType = Literal["float32", "bfloat16", "float16"]
 Convolution = Literal["auto", "xla", "cpu"]
+Remat = Literal["none", "block", "call", "both"]
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,23 @@ class Execution:
     """Explicit attention and attention energies take this many queries at a time, so that their
     memory grows with the tokens, not with their square. 0: all at once. Of large maps, by_head
     takes at most 512."""
-    remat_block: bool = False
-    """Backward passes recompute the inside of each ResNet and transformer, also of the
-    autoencoder."""
-    remat_call: bool = False
-    """Backward passes recompute each network call from its inputs."""
+    remat: Remat = "none"
+    """What backward passes compute again to save memory. block: the inside of each ResNet and
+    transformer, also of the autoencoder. call: each network call from its inputs. both."""
     unroll: int = 1
     """Steps of a scan written out as one: more make a program longer to compile."""
     optimise: bool = True
     """False: on a CPU, programs are compiled sooner and run slower, for short runs."""
+
+    @property
+    def remat_block(self) -> bool:
+        """The inside of blocks is computed again."""
+        return self.remat in ("block", "both")
+
+    @property
+    def remat_call(self) -> bool:
+        """Network calls are computed again."""
+        return self.remat in ("call", "both")
 
     @property
     def compiler_options(self) -> dict[str, bool | str]:
@@ -101,6 +110,9 @@ QUICK: dict[str, bool | str] = {
     "xla_backend_optimization_level": "0",
     "xla_llvm_disable_expensive_passes": True,
 }
+if jax.__version_info__ < (0, 11):
+    # Later versions refuse these. Else each fused operation has a run of a compiler of its own.
+    QUICK |= {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": "1"}
 FUSED: dict[str, Literal["cudnn", "xla"]] = {"gpu": "cudnn", "tpu": "xla"}
 
 

@@ -1,5 +1,8 @@
 """Layers that the networks share: dense and convolution with a low-rank path, norms."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -9,12 +12,34 @@ from ie_jax.models.execution import Convolution, Precision, dtype, exact
 from ie_jax.models.lora import lora_scale
 
 UNSET = nn.initializers.zeros
-"""Weights are loaded or drawn (`ie_jax.models.shapes.draw`), never initialised by a module. Flax
-still traces the initialiser of each weight in each call, to compare shapes: a random one takes
-longer than the layer."""
+"""Weights are loaded or drawn (`ie_jax.models.shapes.draw`), never initialised by a module."""
 
 
-class LowRank(nn.Module):
+class Loaded(nn.Module):
+    """A module whose weights come from outside. Flax would trace the initialiser of each of them in
+    each call, to compare shapes, which is half of the time of tracing a network."""
+
+    @nn.nowrap
+    def param(  # type: ignore[override]
+        self, name: str, init_fn: Any, shape: Sequence[int], *args: Any, **options: Any
+    ) -> Array:
+        """The weight as it is given; if it is missing or has another shape, Flax's error."""
+        found: Array | None = self.get_variable("params", name)
+        if found is not None and found.shape == tuple(shape):
+            return found
+        own: Array = super().param(name, init_fn, shape, *args, **options)
+        return own
+
+
+class GroupNorm(Loaded, nn.GroupNorm):
+    """Flax's."""
+
+
+class LayerNorm(Loaded, nn.LayerNorm):
+    """Flax's."""
+
+
+class LowRank(Loaded):
     """A linear layer W x + b, plus scale · B(A x) where the `lora` collection holds A and B.
 
     Without that collection the layer is the base layer: the presence of LoRA is a matter of the
@@ -83,9 +108,9 @@ class Conv(LowRank):
         return self.project(x, (self.kernel, self.kernel, x.shape[-1], self.features))
 
 
-def group_norm(name: str, groups: int, epsilon: float, precision: Precision) -> nn.GroupNorm:
+def group_norm(name: str, groups: int, epsilon: float, precision: Precision) -> GroupNorm:
     """Group norm in float32, two-pass variance as in the reference implementation."""
-    return nn.GroupNorm(
+    return GroupNorm(
         num_groups=groups,
         epsilon=epsilon,
         use_fast_variance=False,
@@ -95,9 +120,9 @@ def group_norm(name: str, groups: int, epsilon: float, precision: Precision) -> 
     )
 
 
-def layer_norm(name: str, precision: Precision, epsilon: float = 1e-5) -> nn.LayerNorm:
+def layer_norm(name: str, precision: Precision, epsilon: float = 1e-5) -> LayerNorm:
     """Layer norm in float32, two-pass variance."""
-    return nn.LayerNorm(
+    return LayerNorm(
         epsilon=epsilon,
         use_fast_variance=False,
         dtype=jnp.float32,

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from ie_jax.models.architecture import TextConfig
 from ie_jax.models.attention import attend, probabilities
 from ie_jax.models.execution import Precision, dtype
-from ie_jax.models.layers import UNSET, Dense, layer_norm
+from ie_jax.models.layers import UNSET, Dense, Loaded, layer_norm
 
 
 def quick_gelu(x: Array) -> Array:
@@ -77,7 +77,7 @@ class Encoded(NamedTuple):
     """The end token of `last`, projected; None without a projection."""
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(Loaded):
     """CLIP's text transformer."""
 
     config: TextConfig

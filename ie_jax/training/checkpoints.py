@@ -39,14 +39,28 @@ def no_word_of_the_unfinished() -> Iterator[None]:
         sys.unraisablehook = usual
 
 
-usual_hook = sys.unraisablehook
+@contextmanager
+def one_line_of_a_failed_write() -> Iterator[None]:
+    """While checkpoints are written: what orbax logs of errors is raised too. Tensors are written
+    all at once: when one fails, others that fail later find nobody waiting, of which Python would
+    print a traceback."""
+    usual, absl = sys.unraisablehook, logging.getLogger("absl")
+    level = absl.level
 
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            usual(unraisable)
 
-def no_word_of_the_late(unraisable: Any) -> None:
-    """A hook for `sys.unraisablehook`. Tensors are written at once: when one fails, others that
-    fail later find nobody waiting, of which Python would print a traceback."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        usual_hook(unraisable)
+    absl.setLevel(logging.CRITICAL)
+    sys.unraisablehook = hook
+    try:
+        yield
+    except Exception:
+        gc.collect()
+        raise
+    finally:
+        absl.setLevel(level)
+        sys.unraisablehook = usual
 
 
 class Checkpoints:
@@ -73,9 +87,6 @@ class Checkpoints:
             n=1,
             keep_checkpoints_without_metrics=False,
         )
-        # Its errors are raised, too, and told in a line.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
-        sys.unraisablehook = no_word_of_the_late
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(keep), best]),
             cleanup_tmp_directories=True,

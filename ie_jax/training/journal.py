@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ie_jax.data.panels import side_by_side
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole
 
@@ -75,7 +76,8 @@ class Journal:
                 for name, first in start.items()
                 if name in pictures and not np.array_equal(first, pictures[name])
             }
-            sheet = grid({**pictures, **changed})
+            columns = {**pictures, **changed}.items()
+            sheet = side_by_side([(name, np.concatenate(list(items))) for name, items in columns])
             with appearing_whole(self.folder / PICTURES / f"{step:08}.png") as file:
                 Image.fromarray(sheet).save(file, format="PNG")
             self.events.add_image("/".join([*pictures, *changed]), sheet, step, dataformats="HWC")
@@ -150,12 +152,6 @@ def step_of(line: bytes) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
-
-
-def grid(pictures: Pictures) -> np.ndarray:
-    """Pictures of equal number and size, uint8, as one: a row per item, a column per name."""
-    columns = [np.concatenate(list(column)) for column in pictures.values()]
-    return np.concatenate(columns, axis=1)
 
 
 class Meter:

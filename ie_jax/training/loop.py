@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ie_jax.devices import gathered, place, place_batch, replicated, weight_shardings
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole
-from ie_jax.training.checkpoints import Checkpoints, Facts
+from ie_jax.training.checkpoints import Checkpoints, Facts, one_line_of_a_failed_write
 from ie_jax.training.flops import flops, peak
 from ie_jax.training.journal import Journal, Meter, Pictures, writing
 from ie_jax.training.stage import Stage, State, Tree
@@ -163,7 +163,7 @@ def train(
         announce,
     )
     main = jax.process_index() == 0
-    with ExitStack() as stack:
+    with one_line_of_a_failed_write(), ExitStack() as stack:
         trainer.checkpoints = Checkpoints(folder / CHECKPOINTS, plan.keep, say if main else silent)
         stack.callback(trainer.checkpoints.abandon)
         trainer.begin(place(state, weight_shardings(mesh, state)), key, accept)
@@ -355,7 +355,6 @@ class Trainer:
         assert self.compiled
         self.state, metrics = self.compiled(self.state, self.frozen, batch, self.key)
         self.step += 1
-        self.meter.steps += 1
         names = tuple(getattr(self.loader, "names", ()))
         before, self.pending = self.pending, Pending(self.step, metrics, names)
         if before:
@@ -404,6 +403,7 @@ class Trainer:
         metrics = {name: float(x) for name, x in at.metrics.items()}
         if not all(map(math.isfinite, metrics.values())):
             raise NotFinite(at, metrics)
+        self.meter.steps += 1
         if self.journal:
             self.journal.advance()
             if at.step % self.plan.log_every == 0 or at.step == self.plan.steps:

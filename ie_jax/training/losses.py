@@ -60,10 +60,19 @@ def patches(x: Image, size: int, stride: int) -> Float[Array, "bp s s 3"]:
 
 
 def interleaved_patches(x: Image, size: int, stride: int) -> Float[Array, "bp s s 3"]:
-    """As many pictures from the same pixels, as the published training code lays them out.
+    """Patches as the published training code cuts them, which mixes their pixels.
 
-    Patches side by side are read together, row by row: of a row its colours, of a colour the
-    patches from left to right. Every `size` of these lines are a channel, three channels a picture.
+    That code swaps two axes before it reshapes. So a picture that LPIPS sees is not one window of
+    the image, as with `patches`. Its rows come from all windows beside each other: with three
+    windows a, b, c the rows are red of a, red of b, red of c, green of a, and so on, and the
+    channels of the new picture are just the first, second and third part of these rows.
+
+    Args:
+        x: images.
+        size, stride: of the windows, in pixels.
+
+    Returns:
+        as many pictures of the same size as `patches` gives.
     """
     rows, columns = (len(corners(side, size, stride)) for side in x.shape[1:3])
     cut = patches(x, size, stride).reshape(-1, rows, columns, size, size, 3)

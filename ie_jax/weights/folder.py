@@ -32,6 +32,7 @@ from ie_jax.weights.layout import (
 )
 from ie_jax.weights.lora_files import read_lora, write_lora
 from ie_jax.weights.names import TEXT_ENCODER, UNET, VAE
+from ie_jax.weights.original import part_of
 from ie_jax.weights.published import Files
 
 Tree = Any
@@ -202,7 +203,8 @@ def read_part(part: Part, path: Path, arch: Architecture) -> Tree:
         raise UserError(f"{path} is missing: {WRITTEN_BY[part]} writes it")
     if part not in TABLES:
         return read_lora(path, shapes(part, arch))
-    return convert(read_tensors(path), TABLES[part], shapes(part, arch), str(path))
+    tensors = unprefixed(part_of(read_tensors(path), part, str(path)))
+    return convert(tensors, TABLES[part], shapes(part, arch), str(path))
 
 
 def read_parts(folder: Path, names: Iterable[Part]) -> dict[Part, Tree]:
@@ -273,7 +275,7 @@ def convert_files(files: Files) -> tuple[Architecture, Weights]:
         UserError: a file is missing, damaged or does not fit; the message names it.
     """
     arch = architecture(read_configs(files.pipeline), str(files.pipeline))
-    teacher = unprefixed(read_tensors(files.teacher))
+    teacher = unprefixed(part_of(read_tensors(files.teacher), "unet", str(files.teacher)))
     arch = replace(arch, unet=with_guidance(arch.unet, teacher))
     if not arch.unet.time_cond_proj_dim:
         raise UserError(

@@ -17,7 +17,7 @@ import safetensors.numpy
 from ie_jax.errors import UserError
 from ie_jax.files import MOST_JSON, need_file, parse_json, read_bytes
 
-TORCH_SUFFIXES = {".pt", ".pth", ".bin"}
+TORCH_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt"}
 _INDEX = re.compile(r"\.index(\.\w+)?\.json$")
 VARIANTS = (
     *(".safetensors", ".fp16.safetensors"),
@@ -130,6 +130,14 @@ def opened(path: Path) -> Any:
     if length > MOST_HEADER:
         raise safetensors.SafetensorError("its header is too long")
     return safetensors.safe_open(path, framework="numpy")
+
+
+def names(path: Path) -> list[str]:
+    """The names of a `.safetensors` file's tensors; none of a file that is damaged."""
+    try:
+        return list(opened(path).keys())
+    except (UserError, OSError, safetensors.SafetensorError):
+        return []
 
 
 def write_tensors(

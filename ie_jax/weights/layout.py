@@ -25,7 +25,8 @@ import filelock
 
 from ie_jax.errors import UserError
 from ie_jax.weights.download import files_like, home, unpack
-from ie_jax.weights.formats import VARIANTS, read_json, weight_file
+from ie_jax.weights.formats import VARIANTS, names, read_json, weight_file
+from ie_jax.weights.original import is_checkpoint
 from ie_jax.weights.published import FINE_TUNED, HUB_SD15, TEACHER, Files
 
 PIPELINE = HUB_SD15.rpartition("/")[2]
@@ -210,7 +211,8 @@ def unpacked_folder(archive: Path) -> Path:
 
 
 def network_file(pipeline: Path, part: str) -> Path:
-    """The weights of a part of `STEMS` in a diffusers folder.
+    """The weights of a part of `STEMS` in a diffusers folder, or else a single-file checkpoint
+    there or beside it.
 
     Raises:
         UserError: there are none; the message says what lies there.
@@ -218,6 +220,9 @@ def network_file(pipeline: Path, part: str) -> Path:
     folder, stems = pipeline / part, STEMS[part]
     if (path := weight_file(folder, *stems)) is not None:
         return path
+    for path in sorted([*pipeline.glob("*.*"), *pipeline.parent.glob("*.*")]):
+        if path.suffix == ".ckpt" or (path.suffix == ".safetensors" and is_checkpoint(names(path))):
+            return path
     here = sorted(x.name for x in folder.iterdir()) if folder.is_dir() else []
     raise UserError(
         f"{folder}/{stems[0]}.safetensors is missing (or {', '.join(VARIANTS[1:])}); there is "

@@ -21,6 +21,7 @@ from ie_jax.models.lora import ALPHA, lora_shapes
 from ie_jax.weights.convert import as_upstream, convert, flatten
 from ie_jax.weights.formats import read_json, read_metadata, read_tensors, write_tensors
 from ie_jax.weights.names import KOHYA, LORA, kohya, peft
+from ie_jax.weights.original import originals
 
 Tree = Any
 Tensors = Mapping[str, np.ndarray]
@@ -161,10 +162,14 @@ def modules_of(
 
 
 def known_modules(base: Tree) -> dict[str, str]:
-    """Upstream names of the modules that carry LoRA, by themselves and with `_` for each dot."""
+    """Upstream names of the modules that carry LoRA, by themselves, by the names of the original
+    Stable Diffusion, and by both with `_` for each dot."""
     paths = (path.rpartition("/")[0] for path in flatten(lora_shapes(base, 1)))
     names = [PREFIX.sub("", peft(path, "down"), 1).removesuffix(".lora_A.weight") for path in paths]
-    return {name.replace(".", "_"): name for name in names} | {name: name for name in names}
+    layers = sum(name.startswith("resnets_") for name in base["down_blocks_0"])
+    spelled = {old: name for name in names for old in originals(name, layers)}
+    spelled |= {name: name for name in names}
+    return {name.replace(".", "_"): module for name, module in spelled.items()} | spelled
 
 
 def plain(module: str) -> str:

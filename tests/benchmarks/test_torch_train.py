@@ -73,7 +73,7 @@ def test_steps_are_ours(order: Any) -> None:
         CONFIG,
         cycle=replace(CONFIG.cycle, order=order),
         optimiser=OptimiserConfig(learning_rate=1e-3, eps=1e-3),
-        execution=Execution(remat_block=True),
+        execution=Execution(remat="block"),
         accumulate=2,
     )
     (networks, frozen, lora, batch), trainer, theirs = both(config)

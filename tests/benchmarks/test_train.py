@@ -24,7 +24,7 @@ def test_counts_what_is_computed_again_apart() -> None:
     config = TrainConfig(model="random", batch_size=1, cycle=cycle)
     plain = step_work(config, arch, 64, 4)
     assert not any(again for _, again in plain.values())
-    call = replace(config, batch_size=2, execution=Execution(remat_call=True))
+    call = replace(config, batch_size=2, execution=Execution(remat="call"))
     found = step_work(call, arch, 64, 4)
     for name, (useful, again) in found.items():
         assert useful == pytest.approx(plain[name][0], rel=1e-3)

@@ -42,7 +42,7 @@ def grouped(pairs: list[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
     return result
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(pairs=rows, header=st.sampled_from(["file_name,caption", "Image,TEXT", "x,y,z"]))
 @example(pairs=[("a.jpg", 'a line\u2028break, "quoted",\nand another')], header="x,y,z")
 def test_csv_returns_what_was_written(
@@ -57,7 +57,7 @@ def test_csv_returns_what_was_written(
     assert {row.file: row.captions for row in read_table(path)} == grouped(pairs)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(pairs=rows, ascii_only=st.booleans(), blank=st.sampled_from(["", "\n", "  \n"]))
 def test_jsonl_returns_what_was_written(
     pairs: list[tuple[str, str]],
@@ -73,7 +73,7 @@ def test_jsonl_returns_what_was_written(
     assert {row.file: row.captions for row in read_table(path)} == grouped(pairs)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     content=st.one_of(
         st.binary(max_size=60), st.text(max_size=60).map(lambda t: t.encode("utf-8", "replace"))

@@ -65,7 +65,7 @@ def test_crop_keeps_the_central_square_rounding_the_offset_down() -> None:
 pictures = arrays(np.uint8, st.tuples(st.integers(1, 90), st.integers(1, 90), st.just(3)))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(image=pictures, size=st.integers(1, 200))
 @example(image=np.full((1, 1, 3), 7, np.uint8), size=512)
 @example(image=np.full((1, 3000, 3), 7, np.uint8), size=64)
@@ -74,7 +74,7 @@ def test_crop_gives_the_asked_square(image: np.ndarray, size: int) -> None:
     assert out.shape == (size, size, 3) and out.dtype == np.uint8
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(height=st.integers(1, 90), width=st.integers(1, 90), size=st.integers(1, 600))
 @example(height=6, width=65, size=192)
 def test_aspect_gives_sides_in_64s_that_follow_the_picture(
@@ -472,7 +472,7 @@ WHOLE = {
 }
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(name=st.sampled_from(sorted(WHOLE)), lost=st.integers(1, 4000))
 @example(name="PNG", lost=1)
 @example(name="JPEG", lost=1)
@@ -489,7 +489,7 @@ def test_a_truncated_file_is_refused(
 STARTS = [b"", *(encoded(noise(5, 4), name)[:40] for name in FORMATS)]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(start=st.sampled_from(STARTS), length=st.integers(0, 40), rest=st.binary(max_size=300))
 def test_random_bytes_are_refused_or_read(
     start: bytes, length: int, rest: bytes, tmp_path_factory: pytest.TempPathFactory
@@ -497,7 +497,7 @@ def test_random_bytes_are_refused_or_read(
     read_or_refuse(tmp_path_factory.getbasetemp() / "random", start[:length] + rest)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     name=st.sampled_from(FORMATS),
     flips=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=1, max_size=6),

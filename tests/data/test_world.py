@@ -32,7 +32,7 @@ INDICES = st.integers(0, 10**6)
 
 
 @given(SEEDS, INDICES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_scene_is_a_function_of_its_number(seed: int, index: int) -> None:
     scene = draw_scene(seed, index)
     assert scene == draw_scene(seed, index)
@@ -49,7 +49,7 @@ def test_other_numbers_and_seeds_give_other_scenes() -> None:
 
 
 @given(SEEDS, INDICES, st.sampled_from(sorted(EDITS)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_an_edit_changes_what_it_names_and_nothing_outside_its_mask(
     seed: int, index: int, kind: str
 ) -> None:

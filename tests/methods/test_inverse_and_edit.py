@@ -12,9 +12,16 @@ import pytest
 from ie_jax.diffusion.schedule import Schedule, make_schedule
 from ie_jax.methods.guidance import Strength
 from ie_jax.methods.guiders import make_guider
-from ie_jax.methods.inverse_and_edit import Models, edit_images, invert_images
+from ie_jax.methods.inverse_and_edit import (
+    Models,
+    differentiable_edit,
+    edit_images,
+    invert_images,
+)
 from ie_jax.models.execution import Execution
 from ie_jax.models.lora import lora_shapes
+from ie_jax.models.networks import encode_text
+from ie_jax.models.pixels import from_uint8, to_uint8
 from ie_jax.models.shapes import draw, text_encoder_shapes, unet_shapes, vae_shapes
 from ie_jax.weights.folder import Weights
 from tests.tiny import SMALLEST_MODEL
@@ -91,30 +98,61 @@ def test_values_never_retrace() -> None:
 
 
 @pytest.mark.long("the gradient of a guided edit, itself with a gradient inside, is compiled")
-def test_latents_differentiate_with_respect_to_both_loras() -> None:
-    """The gradient through inversion and guided generation agrees with a finite difference."""
-    w, pixels, source, target, noise, schedule, strength, match = arguments(steps=1)
+def test_edited_pixels_have_gradients() -> None:
+    """They agree with finite differences."""
+    w, pixels, source, target, noise, schedule, strength, _ = arguments(steps=1)
     models = replace(MODELS, guiders=GUIDERS[1:])
-    rest = (pixels, source, target, noise, schedule, replace_scales(strength), match)
+    inputs = {
+        "pixels": from_uint8(jnp.asarray(pixels)),
+        "noise": noise,
+        "source": encode_text(models, w.text_encoder, source),
+        "target": encode_text(models, w.text_encoder, target),
+        "forward": w.forward,
+        "backward": w.backward,
+        "scales": replace_scales(strength).scales,
+    }
     rng = np.random.default_rng(7)
-    loras = (w.forward, w.backward)
-    size = sum(x.size for x in jax.tree.leaves(loras))
-    direction = jax.tree.map(
-        lambda x: np.float32(rng.standard_normal(x.shape) / np.sqrt(size)), loras
-    )
 
-    def loss(step: jax.Array) -> jax.Array:
-        forward, backward = jax.tree.map(lambda x, d: x + step * d, loras, direction)
-        moved = w.replace(forward=forward, backward=backward)
-        _, edit = edit_images(models, moved, *rest)
-        return jnp.mean(edit.latents[-1] ** 2)
+    def drawn(tree: Any) -> Any:
+        size = sum(x.size for x in jax.tree.leaves(tree))
+        return jax.tree.map(
+            lambda x: np.float32(rng.standard_normal(x.shape) / np.sqrt(size)), tree
+        )
+
+    wanted = rng.standard_normal((1, 1, 16, 16, 3)).astype(np.float32)
+    directions = {name: drawn(x) for name, x in inputs.items()}
+
+    def loss(steps: dict[str, jax.Array]) -> jax.Array:
+        x = {
+            name: jax.tree.map(lambda y, d, h=steps[name]: y + h * d, tree, directions[name])
+            for name, tree in inputs.items()
+        }
+        edited = differentiable_edit(
+            models,
+            w.replace(forward=x["forward"], backward=x["backward"]),
+            *(x["pixels"], x["source"], x["target"], x["noise"]),
+            schedule,
+            replace(replace_scales(strength), scales=x["scales"]),
+        )
+        return jnp.mean(edited * wanted)
 
     program = jax.jit(jax.value_and_grad(loss))
-    value, slope = program(jnp.float32(0))
+    still = dict.fromkeys(inputs, jnp.float32(0))
+    _, slopes = program(still)
     h = 3e-2
-    difference = (program(jnp.float32(h))[0] - program(jnp.float32(-h))[0]) / (2 * h)
-    assert abs(slope) > 1e-2 * value
-    assert float(slope) == pytest.approx(float(difference), rel=3e-2)
+    for name, slope in slopes.items():
+        ahead, behind = (float(program(still | {name: jnp.float32(x)})[0]) for x in (h, -h))
+        assert abs(slope) > 1e-5, name
+        assert float(slope) == pytest.approx((ahead - behind) / (2 * h), rel=1e-2), name
+
+
+def test_floats_are_the_edit_of_bytes() -> None:
+    w, pixels, source, target, noise, schedule, strength, _ = arguments()
+    given = (source, target, noise, schedule, strength)
+    _, expected = edit(MODELS, w, pixels, *given, jnp.float32(0))
+    run: Any = jax.jit(differentiable_edit, static_argnums=0)
+    found = run(MODELS, w, from_uint8(jnp.asarray(pixels)), *given)
+    np.testing.assert_array_equal(to_uint8(found[0]), expected.pixels[0])
 
 
 def test_inversion_maps_over_schedules() -> None:
@@ -133,7 +171,7 @@ def test_inversion_maps_over_schedules() -> None:
 
 @pytest.mark.long("two guided edits are compiled")
 def test_execution_changes_no_result() -> None:
-    args, execution = arguments(), Execution(remat_call=True, query_chunk=16)
+    args, execution = arguments(), Execution(remat="call", query_chunk=16)
     _, plain = edit(MODELS, *args)
     _, other = edit(replace(MODELS, execution=execution), *args)
     np.testing.assert_allclose(other.latents, plain.latents, rtol=1e-3, atol=1e-4)

@@ -109,6 +109,16 @@ def test_prompts_that_do_not_suit_replacement_are_told(pipeline: Pipeline) -> No
         editor.apply(pictures(1), "a cat", "a big dog")
 
 
+def test_the_example_of_a_gradient_works(pipeline: Pipeline) -> None:
+    text = (ROOT / "docs" / "method.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    space = {"editor": Editor(pipeline, EditConfig("random")), "photo": pictures(1)[0]}
+    exec(compile(code, "docs/method.md", "exec"), space)
+    gradient = np.asarray(space["gradient"])
+    assert gradient.shape == (1, 16, 16, 3)
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+
+
 def test_the_example_of_a_new_method_works(pipeline: Pipeline, tmp_path: Path) -> None:
     text = (ROOT / "docs" / "methods.md").read_text().partition("## A new method")[2]
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

@@ -9,7 +9,7 @@ import pytest
 
 from ie_jax.diffusion.schedule import make_schedule
 from ie_jax.diffusion.trajectory import there_and_back, walk_all
-from ie_jax.models.execution import Execution
+from ie_jax.models.execution import Execution, Remat
 from ie_jax.models.lora import lora_shapes
 from ie_jax.models.networks import Networks, any_denoiser
 from ie_jax.models.shapes import unet_shapes
@@ -18,9 +18,9 @@ from tests.tiny import RANDOM_MODEL
 SIDE, STEPS = 16, 8
 
 
-def kept_by_a_step(lora: Any, **settings: bool) -> float:
+def kept_by_a_step(lora: Any, remat: Remat = "none") -> float:
     """Bytes that the cycle's scan keeps of each call for its backward pass, without compiling."""
-    execution = Execution(attention="explicit", convolution="xla", **settings)
+    execution = Execution(attention="explicit", convolution="xla", remat=remat)
     networks = Networks(RANDOM_MODEL, execution=execution, lora=lora)
     base = unet_shapes(RANDOM_MODEL.unet)
     factors = lora_shapes(base, 4)
@@ -50,7 +50,7 @@ def test_a_step_keeps_what_its_setting_says(lora: Any) -> None:
     latent. Never a LoRA or merged weights."""
     latent = 4 * SIDE * SIDE * RANDOM_MODEL.unet.in_channels
     everything = kept_by_a_step(lora)
-    blocks = kept_by_a_step(lora, remat_block=True)
-    calls = kept_by_a_step(lora, remat_call=True)
+    blocks = kept_by_a_step(lora, remat="block")
+    calls = kept_by_a_step(lora, remat="call")
     assert calls < 4 * latent
     assert calls < blocks < everything / 10

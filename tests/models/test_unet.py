@@ -83,7 +83,7 @@ def test_rematerialisation_changes_no_gradient() -> None:
 
         return jax.jit(jax.grad(loss))(z)
 
-    plain, remat = gradient(Execution()), gradient(Execution(remat_block=True))
+    plain, remat = gradient(Execution()), gradient(Execution(remat="block"))
     np.testing.assert_allclose(remat, plain, rtol=1e-3, atol=1e-5)
 
 

@@ -1,10 +1,16 @@
 """What the parity tests share: the upstream networks with random weights, and comparison."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+
+from ie_jax.models.architecture import unet_config
+from ie_jax.models.execution import Precision
+from ie_jax.models.unet import UNet
 
 REASON = "parity tests compare with it: pip install 'ie_jax[dev]'"
 torch: Any = pytest.importorskip("torch", reason=REASON)
@@ -70,6 +76,17 @@ UNETS: dict[str, dict[str, Any]] = {
 }
 
 
+SHALLOW = UNETS["shallow"]
+T, W = np.asarray([999, 259], np.int32), np.asarray([0, 11], np.float32)
+
+
+@functools.partial(jax.jit, static_argnames="precision")
+def shallow(variables: Any, precision: Precision = Precision()) -> jax.Array:
+    """eps of the shallow network on `INPUTS`: one program for whoever compares with it."""
+    eps: jax.Array = UNet(unet_config(SHALLOW), precision).apply(variables, *INPUTS)[0]
+    return eps
+
+
 def relative(found: Any, expected: Any) -> float:
     """The relative L2 error."""
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
@@ -98,6 +115,9 @@ def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
+INPUTS = (normal(1, 2, 8, 8, 4), T, W, normal(2, 2, 5, SHALLOW["cross_attention_dim"]))
+
+
 def nchw(x: np.ndarray) -> Any:
     """An image batch as torch lays it out."""
     return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
@@ -112,3 +132,16 @@ def guidance(w: np.ndarray, features: int) -> Any:
     """diffusers' embedding of the guidance scale."""
     embed = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding
     return embed(None, torch.from_numpy(w), embedding_dim=features)
+
+
+def upstream_shallow(model: Any) -> np.ndarray:
+    """eps of diffusers' network on `INPUTS`."""
+    z, t, w, context = INPUTS
+    with torch.no_grad():
+        eps = model(
+            nchw(z),
+            torch.from_numpy(t),
+            torch.from_numpy(context),
+            timestep_cond=guidance(w, SHALLOW["time_cond_proj_dim"]),
+        )
+    return nhwc(eps.sample)

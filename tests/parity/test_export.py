@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +13,31 @@ from benchmarks.random_weights import add_lora
 from ie_jax.models.architecture import unet_config
 from ie_jax.models.lora import lora_shapes, merge, round_to_fp16
 from ie_jax.models.shapes import unet_shapes
-from ie_jax.models.unet import UNet
 from ie_jax.weights.convert import convert, flatten
 from ie_jax.weights.lora_files import lora_tensors_kohya, lora_tensors_peft, read_lora, write_lora
 from ie_jax.weights.names import UNET
 from tests.parity.oracle import (
-    UNETS,
+    SHALLOW,
     arrays,
     diffusers,
-    guidance,
-    nchw,
-    nhwc,
-    normal,
     peft,
     randomised,
     relative,
+    shallow,
     torch,
 )
+from tests.parity.oracle import upstream_shallow as theirs
 
 load_torch = pytest.importorskip("safetensors.torch").load_file
 
 RANK = 3
-CONFIG = UNETS["shallow"]
-SHAPES = unet_shapes(unet_config(CONFIG))
-Z, CONTEXT = normal(1, 2, 8, 8, 4), normal(2, 2, 5, CONFIG["cross_attention_dim"])
-T, W = np.asarray([999, 259], np.int32), np.asarray([0, 11], np.float32)
+SHAPES = unet_shapes(unet_config(SHALLOW))
 
 
 @pytest.fixture(scope="module")
 def upstream() -> Any:
     """diffusers' UNet without a LoRA; every kind of target module is there."""
-    return randomised(diffusers.UNet2DConditionModel.from_config(CONFIG))
+    return randomised(diffusers.UNet2DConditionModel.from_config(SHALLOW))
 
 
 @pytest.fixture(scope="module")
@@ -60,24 +53,7 @@ def ours(upstream: Any) -> Callable[..., jax.Array]:
     """eps of the merged weights."""
     base = convert(arrays(upstream.state_dict()), UNET, SHAPES, "upstream")
 
-    @jax.jit
-    def eps(base: Any, lora: Any) -> Any:
-        return UNet(unet_config(CONFIG)).apply({"params": merge(base, lora)}, Z, T, W, CONTEXT)[0]
-
-    return partial(eps, base)
-
-
-def theirs(unet: Any) -> np.ndarray:
-    """eps as upstream computes it."""
-    with torch.no_grad():
-        return nhwc(
-            unet(
-                nchw(Z),
-                torch.from_numpy(T),
-                torch.from_numpy(CONTEXT),
-                timestep_cond=guidance(W, CONFIG["time_cond_proj_dim"]),
-            ).sample
-        )
+    return lambda lora: shallow({"params": jax.jit(merge)(base, lora)})
 
 
 def pipeline(unet: Any) -> Any:

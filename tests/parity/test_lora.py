@@ -1,7 +1,6 @@
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,20 +9,17 @@ from ie_jax.models.architecture import unet_config
 from ie_jax.models.layers import Conv, Padding
 from ie_jax.models.lora import lora_shapes, merge
 from ie_jax.models.shapes import unet_shapes
-from ie_jax.models.unet import UNet
 from ie_jax.weights.convert import convert
 from ie_jax.weights.names import LORA, UNET
 from tests.parity.oracle import (
-    UNETS,
+    SHALLOW,
     arrays,
     diffusers,
-    guidance,
-    nchw,
-    nhwc,
     normal,
     randomised,
     relative,
-    torch,
+    shallow,
+    upstream_shallow,
 )
 
 RANK = 3
@@ -41,34 +37,17 @@ class Run(NamedTuple):
 @pytest.fixture(scope="module")
 def run() -> Run:
     """PEFT's layers on diffusers' UNet; every kind of target module is there."""
-    upstream = randomised(diffusers.UNet2DConditionModel.from_config(UNETS["shallow"]))
-    config = unet_config(UNETS["shallow"])
-    shapes = unet_shapes(config)
+    upstream = randomised(diffusers.UNet2DConditionModel.from_config(SHALLOW))
+    shapes = unet_shapes(unet_config(SHALLOW))
     base = convert(arrays(upstream.state_dict()), UNET, shapes, "upstream")
     model = add_lora(upstream, RANK)
     draw_lora(model, RANK)
     lora = convert(arrays(lora_state(model)), LORA, lora_shapes(shapes, RANK), "LoRA")
-
-    z, context = normal(1, 2, 8, 8, 4), normal(2, 2, 5, config.cross_attention_dim)
-    t, w = np.asarray([999, 259], np.int32), np.asarray([0, 11], np.float32)
-    with torch.no_grad():
-        expected = model(
-            nchw(z),
-            torch.from_numpy(t),
-            torch.from_numpy(context),
-            timestep_cond=guidance(w, config.time_cond_proj_dim or 0),
-        ).sample
-
-    @jax.jit
-    def call(**variables: Any) -> jax.Array:
-        eps, _ = UNet(config).apply(variables, z, t, w, context)
-        return jnp.asarray(eps)
-
     return Run(
-        base=call(params=base),
-        expected=nhwc(expected),
-        low_rank=call(params=base, lora=lora),
-        merged=call(params=jax.jit(merge)(base, lora)),
+        base=shallow({"params": base}),
+        expected=upstream_shallow(model),
+        low_rank=shallow({"params": base, "lora": lora}),
+        merged=shallow({"params": jax.jit(merge)(base, lora)}),
     )
 
 

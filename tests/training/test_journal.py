@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ie_jax.errors import UserError
-from ie_jax.training.journal import EVENTS, METRICS, PICTURES, START, Journal, Meter, grid
+from ie_jax.training.journal import EVENTS, METRICS, PICTURES, START, Journal, Meter
 
 
 def test_lines_of_later_steps_and_torn_ones_are_dropped(tmp_path: Path) -> None:
@@ -31,11 +32,15 @@ def test_a_damaged_start_costs_only_the_comparison(tmp_path: Path) -> None:
     assert (tmp_path / PICTURES / "00000003.png").exists()
 
 
-def test_a_grid_has_a_row_per_item_and_a_column_per_name() -> None:
-    one = np.arange(2, dtype=np.uint8)[:, None, None, None] + np.zeros((2, 4, 5, 3), np.uint8)
-    sheet = grid({"a": one, "b": one + 10})
-    assert sheet.shape == (8, 10, 3)
-    np.testing.assert_array_equal(sheet[::4, ::5, 0], [[0, 10], [1, 11]])
+def test_pictures_are_a_row_per_item_and_a_named_column_per_kind(tmp_path: Path) -> None:
+    one = np.arange(2, dtype=np.uint8)[:, None, None, None] + np.zeros((2, 4, 90, 3), np.uint8)
+    journal = Journal(tmp_path, 0, 9, quiet=True)
+    journal.pictures(0, {"source": one, "edit": one + 10})
+    journal.close()
+    sheet = np.asarray(Image.open(tmp_path / PICTURES / "00000000.png"))
+    pictures = sheet[-8 - 8 : -8]
+    np.testing.assert_array_equal(pictures[::4, 8:-8:98, 0], [[0, 10], [1, 11]])
+    assert (sheet[: -8 - 8] < 128).any()  # the names
 
 
 def test_without_a_terminal_losses_and_speed_are_lines(

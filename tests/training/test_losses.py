@@ -17,6 +17,10 @@ ABAR = jnp.asarray(cumulative_alphas())
 RNG = np.random.default_rng(0)
 
 
+ROUNDING = 1e-7
+"""Of sums of values near 1, which may cancel: a float32 knows them no better."""
+
+
 def latents(b: int = 3) -> jnp.ndarray:
     return jnp.asarray(RNG.standard_normal((b, 4, 4, 2)), jnp.float32)
 
@@ -48,7 +52,7 @@ def test_published_patches_are_nine_and_leave_68_rows() -> None:
     assert losses.corners(512, 224, 144)[-1] + 224 == 512
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     side=st.integers(4, 20), size=st.integers(1, 4), stride=st.integers(1, 5), b=st.integers(1, 3)
 )
@@ -133,10 +137,10 @@ def test_where_the_teacher_arrives_at_the_boundary_its_result_is_the_target() ->
     arrived = consistency_step(ABAR, start, eps, t, after)
     own = 0.5 * arrived + w[:, None, None, None]
     on = consistency_step(ABAR, arrived, own, after, boundary)
-    np.testing.assert_allclose(aim.target[0], arrived[0], rtol=1e-6)
+    np.testing.assert_allclose(aim.target[0], arrived[0], rtol=1e-6, atol=ROUNDING)
     np.testing.assert_allclose(aim.target[1], on[1], rtol=1e-5)
     assert np.abs(np.asarray(arrived[1] - on[1])).max() > 1e-3
-    np.testing.assert_allclose(aim.chain.start, start, rtol=1e-6)
+    np.testing.assert_allclose(aim.chain.start, start, rtol=1e-6, atol=ROUNDING)
     assert aim.chain.model.tolist() == [losses.FORWARD] and aim.chain.w.tolist() == [[0, 3]]
     assert (aim.chain.t[0] == t).all() and (aim.chain.s[0] == boundary).all()
 
@@ -151,8 +155,10 @@ def test_preservation_starts_where_the_opposite_step_ends() -> None:
 
     aim = term.aim(walked(backward, term))
     begun = add_noise(ABAR, z, noise, t)
-    np.testing.assert_allclose(aim.chain.start, consistency_step(ABAR, begun, eps, t, s), rtol=1e-6)
-    np.testing.assert_allclose(aim.target, begun, rtol=1e-6)
+    np.testing.assert_allclose(
+        aim.chain.start, consistency_step(ABAR, begun, eps, t, s), rtol=1e-6, atol=ROUNDING
+    )
+    np.testing.assert_allclose(aim.target, begun, rtol=1e-6, atol=ROUNDING)
     assert aim.chain.model.tolist() == [losses.FORWARD]
     assert (aim.chain.t[0] == s).all() and (aim.chain.s[0] == t).all()
 

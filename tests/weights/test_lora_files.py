@@ -23,6 +23,7 @@ from ie_jax.weights.lora_files import (
     read_fitting,
     read_lora,
 )
+from ie_jax.weights.original import originals, unet_name
 from tests.tiny import SMALLEST_MODEL
 
 BASE = unet_shapes(SMALLEST_MODEL.unet)
@@ -73,7 +74,21 @@ def processors(name: str) -> str:
     return re.sub(r"\.(to_(?:q|k|v|out))\.lora\.", r".processor.\1_lora.", name)
 
 
+def original(separator: str, prefix: str) -> Callable[[str], str]:
+    """As tools name modules that work on single-file checkpoints."""
+
+    def name(theirs: str) -> str:
+        module, _, factor = theirs.removeprefix("unet.base_model.model.").partition(".lora_")
+        old = originals(module, layers=1)[-1]
+        assert unet_name(f"{old}.weight", layers=1) == f"{module}.weight"
+        part = {"A": "down", "B": "up"}[factor[0]]
+        return f"{prefix}{old.replace('.', separator)}.lora_{part}.weight"
+
+    return name
+
+
 NAMINGS: dict[str, Callable[[str], str]] = {
+    "a single-file checkpoint's": original(".", "diffusion_model."),
     "an adapter's name": lambda x: x.replace("_A.weight", "_A.default_0.weight").replace(
         "_B.weight", "_B.default_0.weight"
     ),

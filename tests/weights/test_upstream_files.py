@@ -82,6 +82,19 @@ def test_every_tensor_of_the_files_is_converted(checkpoints: Path) -> None:
     assert arch.latent_factor == 64
 
 
+def test_a_single_file_serves_for_all_networks(folder: Path) -> None:
+    """Its autoencoder and text encoder; a teacher may have these names too."""
+    expected = convert_files(find_files(folder))[1]
+    text = folder / "stable-diffusion-v1-5" / "text_encoder"
+    (path,) = text.glob("*.safetensors")
+    names = {f"cond_stage_model.transformer.{name}": x for name, x in load_file(path).items()}
+    path.unlink()
+    names["model.diffusion_model.out.2.bias"] = np.zeros(4, np.float32)
+    save_file(names, folder / "v1-5-pruned.safetensors")
+    found = convert_files(find_files(folder))[1]
+    jax.tree.map(np.testing.assert_array_equal, found.text_encoder, expected.text_encoder)
+
+
 def test_all_that_is_wrong_with_a_network_is_told(folder: Path) -> None:
     def spoil(tensors: Tensors) -> None:
         del tensors["conv_out.bias"]

@@ -162,7 +162,7 @@ def test_names_and_layouts() -> None:
     assert len(tensors) == 3 * len(flatten(lora)) // 2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     config=st.sampled_from(sorted(CONFIGS)),
     rank=st.integers(1, 5),
