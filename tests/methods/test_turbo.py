@@ -37,6 +37,11 @@ def seeing(z: Any, t: Any, w: Any, context: Any, control: Any = None) -> Any:
     return 0.5 * jnp.tanh(z) + eps, out
 
 
+@jax.jit
+def turbo_edit(*arguments: Any) -> turboedit.Seen:
+    return turboedit.turboedit(seeing, *arguments)
+
+
 def close(found: Any, expected: Any) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
 
@@ -58,9 +63,9 @@ def test_steps_below_a_share_of_the_timesteps() -> None:
 def test_an_edit_to_the_same_text_is_the_source() -> None:
     z, noise = normal(0, *SHAPE), normal(1, 4, *SHAPE)
     plan = turboedit.plan()._replace(limits=-jnp.ones(4))
-    seen = turboedit.turboedit(seeing, z, noise, TEXT, TEXT, ABAR, plan, jnp.full(2, 1.5))
+    seen = turbo_edit(z, noise, TEXT, TEXT, ABAR, plan, jnp.full(2, 1.5))
     close(seen.latents[-1, 2], z)
-    edit = turboedit.turboedit(seeing, z, noise, TEXT, TEXT + 1, ABAR, plan, jnp.full(2, 1.5))
+    edit = turbo_edit(z, noise, TEXT, TEXT + 1, ABAR, plan, jnp.full(2, 1.5))
     assert not np.allclose(edit.latents[-1, 2], z, atol=0.1)
 
 
@@ -70,9 +75,7 @@ def test_the_limit_of_a_correction_is_of_each_image() -> None:
 
     def edit(of: slice) -> turboedit.Seen:
         texts = (TEXT[of], TEXT[of] + 1)
-        return turboedit.turboedit(
-            seeing, z[of], noise[:, of], *texts, ABAR, plan, jnp.full(len(z[of]), 1.5)
-        )
+        return turbo_edit(z[of], noise[:, of], *texts, ABAR, plan, jnp.full(len(z[of]), 1.5))
 
     both, second = edit(slice(None)), edit(slice(1, 2))
     close(both.latents[:, :, 1:], second.latents)
