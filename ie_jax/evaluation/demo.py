@@ -1,14 +1,14 @@
 """The demo: scenes of the embedded world inverted and edited, beside the exact results."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from ie_jax.cli import run
 from ie_jax.config import parse
+from ie_jax.data.panels import side_by_side
 from ie_jax.data.world import EDITS, Edit, caption, draw_edit, draw_scene, possible, render
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor
@@ -25,8 +25,6 @@ show source, reconstruction, plain edit, guided edit and the exact result side b
 SEED = 2026
 COLUMNS = ("source", "reconstruction", "plain edit", "guided edit", "truth")
 ZOOM = 2
-HEADER = 16
-"""Pixels above the pictures, for the columns' names."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +72,10 @@ def decibels(one: np.ndarray, other: np.ndarray, where: np.ndarray | None = None
     return float(psnr(squared_error(one[None], other[None], mask))[0])
 
 
-def sheet(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Rows of pictures of one size as one picture, enlarged, the columns named."""
-    pictures = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
-    large = pictures.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
-    canvas = Image.new("RGB", (large.shape[1], large.shape[0] + HEADER), "white")
-    canvas.paste(Image.fromarray(large), (0, HEADER))
-    pen = ImageDraw.Draw(canvas)
-    for i, name in enumerate(COLUMNS):
-        pen.text((i * large.shape[1] // len(COLUMNS) + 4, 2), name, fill="black")
-    return np.asarray(canvas)
+def sheet(columns: Sequence[Iterable[np.ndarray]]) -> np.ndarray:
+    """Columns of pictures of one size, named by `COLUMNS`, enlarged, as one picture."""
+    large = [np.concatenate(list(x)).repeat(ZOOM, axis=0).repeat(ZOOM, axis=1) for x in columns]
+    return side_by_side(list(zip(COLUMNS, large, strict=True)))
 
 
 def demo(argv: Sequence[str]) -> None:
@@ -115,7 +107,7 @@ def demo(argv: Sequence[str]) -> None:
     )
     plain, guided = result.images[:, 0], result.images[:, 1]
     columns = (sources, reconstructions, plain, guided, truths)
-    picture = encoded(sheet(list(zip(*columns, strict=True))), output)
+    picture = encoded(sheet(columns), output)
     facts = [
         {
             "kind": edit.kind,
