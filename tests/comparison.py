@@ -258,10 +258,6 @@ class Report:
         short = worst.removeprefix("unet.base_model.model.").removesuffix(".weight")
         self.line(case, short[-38:], judge(case, worst, ours, record[worst], record))
 
-    def waits(self, case: str, why: str) -> None:
-        """A record that cannot be compared yet, which is no failure and not counted."""
-        print(f"{case:<23} {why}", flush=True)
-
     def crashed(self, case: str, error: Exception, record: Arrays) -> None:
         """Every array of a record that could not be computed."""
         verdict = crash(error)
