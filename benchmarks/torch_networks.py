@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from ie_jax.models.architecture import TextConfig, UNetConfig, VAEConfig
+from ie_jax.models.architecture import SIZES, TextConfig, UNetConfig, VAEConfig
 from ie_jax.weights.convert import find, flatten
 from ie_jax.weights.names import TEXT_ENCODER, UNET, VAE, Rule
 
@@ -49,7 +49,19 @@ def unet_settings(config: UNetConfig) -> dict[str, Any]:
     down = [f"{'CrossAttn' * a}DownBlock2D" for a in attention]
     up = [f"{'CrossAttn' * a}UpBlock2D" for a in reversed(attention)]
     blocks = {"down_block_types": down, "up_block_types": up}
-    return settings | blocks | {"attention_head_dim": settings.pop("heads")}
+    renamed = {
+        "attention_head_dim": settings.pop("heads"),
+        "transformer_layers_per_block": settings.pop("transformer_layers"),
+        "use_linear_projection": settings.pop("linear_projection"),
+    }
+    if sizes := settings.pop("size_features"):
+        renamed |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": sizes,
+            "projection_class_embeddings_input_dim": settings.pop("pooled_features")
+            + SIZES * sizes,
+        }
+    return settings | blocks | renamed
 
 
 def vae_settings(config: VAEConfig) -> dict[str, Any]:
@@ -90,7 +102,8 @@ def make_vae(config: VAEConfig, tree: Tree) -> Any:
 
 def make_text_encoder(config: TextConfig, tree: Tree) -> Any:
     """The text encoder."""
-    text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**asdict(config)))
+    settings = {name: x for name, x in asdict(config).items() if x is not None}
+    text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**settings))
     text.load_state_dict(upstream_state(TEXT_ENCODER, text.state_dict(), tree))
     return text
 

@@ -1097,4 +1097,10 @@ def method_of(folder: Path, case: str) -> str:
     if not path.is_file():
         return ""
     facts = json.loads(path.read_text(encoding="utf-8"))
-    return str(facts.get("method", "")) if isinstance(facts, dict) else ""
+    if not isinstance(facts, dict):
+        return ""
+    if "unet_call_prompts" in facts:
+        return "SDXL components"
+    method, config = str(facts.get("method", "")), facts.get("config", {})
+    turbo = isinstance(config, dict) and "SDXL" in str(config.get("model_type", ""))
+    return f"{method} on SDXL-Turbo" if turbo else method

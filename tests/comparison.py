@@ -130,7 +130,8 @@ def of_methods(prefix: str, times: float) -> tuple[tuple[str, str, Comparison], 
         *lines("*", *((arrays, exact) for arrays in exactly)),
         *lines("*", ("inner_steps_taken", exact), ("has_other", exact)),
         *lines("*", *((arrays, numbers) for arrays in tables)),
-        *lines("*", ("emb_*", relative(5e-5)), ("*_context", relative(5e-5))),
+        *lines("*", ("emb_*", relative(5e-5)), ("*context", relative(5e-5))),
+        *lines("*", ("pooled", relative(5e-5)), ("time_ids", exact)),
         *lines("*", ("inv_latents", within(5e-5)), ("inv_eps*", within(5e-5))),
         *lines("prompt_to_prompt", ("blend*_mask", mostly), ("blend_map*", within(1e-4))),
         *lines("prompt_to_prompt", ("attn_*", within(1e-4)), ("uncond_*", within(1e-4))),
@@ -148,8 +149,9 @@ def of_methods(prefix: str, times: float) -> tuple[tuple[str, str, Comparison], 
             "InfEdit", ("mask", mostly), ("*_attn_out", within(1e-3)), ("cross5*", within(1e-3))
         ),
         *lines("InfEdit", ("mask_map", within(1e-3)), ("*", within(2e-4))),
-        *lines("ReNoise", ("call_batch", exact), ("reg_after_call", exact)),
-        *lines("ReNoise", ("call_t*", exact), ("*", relative(1e-3))),
+        *lines("ReNoise*", ("call_batch", exact), ("reg_after_call", exact)),
+        *lines("ReNoise*", ("corr_index", exact), ("call_t*", exact), ("*", relative(1e-3))),
+        *lines("SDXL*", ("unet_prompt_index", exact), ("*", relative(5e-5))),
         *lines("*", ("*", within(1e-4))),
     )
 
@@ -242,7 +244,8 @@ INPUTS: tuple[tuple[str, str], ...] = (
     (EDIT, "image_u8 noise"),
     ("F_batch", "images_u8 posterior_noise noise index endpoint_index w_for_align_l2_w"),
     ("*: *", "image_u8 source_u8 inv_noise vae_sample_noise init_noise step_noise"),
-    ("*: *", "reg_rolls z0_noise"),
+    ("*: *", "reg_rolls z0_noise noise noise_list noise_list_initial noise_list_2_3"),
+    ("SDXL*: *", "unet_sample unet_t unet_time_ids"),
     ("F_lpips", "img0_u8 img1_u8 vgg_seed latents noise prompt_embeds index endpoint_index"),
 )
 
@@ -301,10 +304,6 @@ class Report:
         worst = max(fitting, key=error)
         short = worst.removeprefix("unet.base_model.model.").removesuffix(".weight")
         self.line(case, short[-38:], judge(case, worst, ours, record[worst], record))
-
-    def waits(self, case: str, why: str) -> None:
-        """A record that cannot be compared yet, which is no failure and not counted."""
-        print(f"{case:<23} {why}", flush=True)
 
     def crashed(self, case: str, error: Exception, record: Arrays) -> None:
         """Every array of a record that could not be computed."""

@@ -56,6 +56,8 @@ from tests.baseline_records import Baselines, method_of
 from tests.comparison import EDIT, LONG, METRICS, Arrays, Report
 from tests.metric_records import MetricRecording, compute_metrics
 from tests.training_records import TENSORS, Training
+from tests.turbo_records import CASES as TURBO_CASES
+from tests.turbo_records import Turbo
 
 LOSSES = "F_losses"
 """A file of scalars; those of LPIPS, which take minutes, are a case of their own."""
@@ -612,9 +614,17 @@ class BaselineRecording:
     """A folder of records of the methods that the paper compares with."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises UserError if it is not such a folder."""
-        self.folder, self.base = folder, Baselines(folder)
-        self.cases = baseline_cases(folder)
+        self.folder, self.cases = folder, baseline_cases(folder)
+
+    @functools.cached_property
+    def base(self) -> Baselines:
+        """The networks of SD1.5."""
+        return Baselines(self.folder)
+
+    @functools.cached_property
+    def turbo(self) -> Turbo:
+        """Those of SDXL-Turbo."""
+        return Turbo(self.folder)
 
     def record(self, case: str) -> Arrays:
         """The arrays of a case."""
@@ -634,14 +644,14 @@ def baseline_cases(folder: Path) -> list[str]:
 def check_baseline(recording: BaselineRecording, case: str, report: Report) -> None:
     """`check`, of such a record."""
     method, facts = method_of(recording.folder, case), recording.facts(case)
-    if method not in BASELINES or "SDXL" in str(facts.get("config", "")):
-        report.waits(case, f"{method} waits for networks that are not here yet")
-        return
     record: Arrays = {}
     label = f"{LONG if facts.get('steps', 0) >= 50 else ''}{method}: {case}"
     try:
         record = recording.record(case)
-        ours = BASELINES[method](recording.base, facts, record)
+        if method in TURBO_CASES:
+            ours = TURBO_CASES[method](recording.turbo, facts, record)
+        else:
+            ours = BASELINES[method](recording.base, facts, record)
         ours = {name: np.asarray(x) for name, x in ours.items() if name in record}
     except Exception as error:  # whatever it is, the other cases are still of interest
         report.crashed(label, error, record)

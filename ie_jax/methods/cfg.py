@@ -16,7 +16,7 @@ from ie_jax.diffusion.consistency import Latents, per_image
 from ie_jax.diffusion.ddim import Steps, move
 from ie_jax.models.attention import Control
 from ie_jax.models.networks import Context, ControlledNetwork
-from ie_jax.models.unet import Out
+from ie_jax.models.unet import AnyContext, Out
 
 Combine = Callable[[Latents, Latents, Float[Array, " b"]], Latents]
 """(eps_u, eps_c, w) -> eps."""
@@ -36,7 +36,7 @@ def guided(eps_u: Latents, eps_c: Latents, w: Float[Array, " b"]) -> Latents:
     return eps_u + per_image(w) * (eps_c - eps_u)
 
 
-def at(network: ControlledNetwork, z: Latents, t: Array, context: Context) -> Latents:
+def at(network: ControlledNetwork, z: Latents, t: Array, context: AnyContext) -> Latents:
     """The noise that a network predicts at timestep t, w = 0 where it takes a w."""
     t = jnp.broadcast_to(t, z.shape[:1])
     return network(z, t, jnp.zeros(len(z)), context)[0].astype(jnp.float32)
@@ -46,13 +46,15 @@ def two_halves(
     network: ControlledNetwork,
     z: Latents,
     t: Array,
-    uncond: Context,
-    cond: Context,
+    uncond: AnyContext,
+    cond: AnyContext,
     control: Control | None = None,
 ) -> tuple[Latents, Latents, Out]:
     """eps_u, eps_c and what else the call returns, of its doubled batch."""
     twice = jnp.concatenate([z, z])
-    both = jnp.concatenate([jnp.broadcast_to(uncond, cond.shape), cond])
+    both = jax.tree.map(
+        lambda u, c: jnp.concatenate([jnp.broadcast_to(u, c.shape), c]), uncond, cond
+    )
     t = jnp.broadcast_to(t, twice.shape[:1])
     eps, out = network(twice, t, jnp.zeros(len(twice)), both, control)
     eps_u, eps_c = jnp.split(eps.astype(jnp.float32), 2)

@@ -1,10 +1,10 @@
 """ReNoise (Garibi et al. 2024, arXiv 2403.14602): each inversion step is a fixed point, approached
 by predicting the noise at the latent that the step leads to; predictions are averaged and brought
-to the statistics of noise.
-
-Here for DDIM. The published steps of SDXL-Turbo, with noise between them, need that network.
+to the statistics of noise. With steps of DDIM, or with SDXL-Turbo's, which add noise: the noise of
+each step is corrected so that generation by it leads back.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,16 +14,21 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ie_jax.diffusion.consistency import Latents
+from ie_jax.diffusion import euler
+from ie_jax.diffusion.consistency import Latents, per_image
 from ie_jax.diffusion.ddim import Levels, Steps, inverted, leading, move
 from ie_jax.methods.cfg import at
+from ie_jax.methods.turbo import at_level
 from ie_jax.models.networks import Context, ControlledNetwork
+from ie_jax.models.unet import AnyContext
 
 LOW = 250
 """Timesteps below it are the first zone."""
 PATCH, SMALLEST, TINY = 4, 8, 1e-6
 REG_STEPS, ROLLS = 4, 5
 """Published: steps of a regularisation, and shifts in each."""
+CORRECTIONS, RATE = 10, 1.8
+"""Published: moves of a noise towards the one that leads back, and the length of each."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,53 @@ class Zone:
     on they are regularised."""
 
 
-def zones(renoise_steps: int = 1, most_in_first: int = 5) -> tuple[Zone, Zone]:
+def zones(
+    renoise_steps: int = 1,
+    most_in_first: int = 5,
+    first: tuple[int, int] = (0, 5),
+    rest: tuple[int, int] = (8, 10),
+) -> tuple[Zone, Zone]:
     """The published zones: of low timesteps, and of all others."""
-    return Zone(min(most_in_first, renoise_steps) + 1, (0, 5)), Zone(renoise_steps + 1, (8, 10))
+    return Zone(min(most_in_first, renoise_steps) + 1, first), Zone(renoise_steps + 1, rest)
+
+
+TURBO_ZONES = zones(9)
+"""Published for SDXL-Turbo."""
+
+
+class TurboSteps(NamedTuple):
+    """Inversion steps of SDXL-Turbo, upwards."""
+
+    t: Int[Array, " n"]
+    high: Float[Array, " n"]
+    low: Float[Array, " n"]
+    noise: Float[Array, "n b h w c"]
+    """What generation adds in the step."""
+    aim: Float[Array, "n b h w c"]
+    """The same noise for all: of the noised clean latent at which the aim is predicted."""
+
+
+class Kind(NamedTuple):
+    """What renoising needs of a kind of steps, each a function of a single step. Static."""
+
+    ask: Callable[..., Latents]
+    """(network, latent above the step, step, context) -> eps."""
+    climb: Callable[..., Latents]
+    """(latent below, eps, step) -> latent above."""
+    aim: Callable[..., Latents]
+    """(clean latent, step) -> the latent whose prediction the regularisation aims at."""
+
+
+DDIM = Kind(
+    ask=lambda network, z, step, context: at(network, z, step.t, context),
+    climb=lambda z, eps, step: move(z, eps, step.before, step.after),
+    aim=lambda clean, step: clean,
+)
+TURBO = Kind(
+    ask=lambda network, z, step, context: at_level(network, z, step.t, step.high, context),
+    climb=lambda z, eps, step: euler.up(z, eps, step.noise, step.high, step.low),
+    aim=lambda clean, step: clean + step.high * step.aim,
+)
 
 
 class Weights(NamedTuple):
@@ -60,9 +109,8 @@ class Seen(NamedTuple):
     """What each pass predicts the noise of."""
     eps: Float[Array, "n p b h w c"]
     optimal: Float[Array, "n b h w c"]
-    """The prediction at the clean latent, whose statistics are the aim."""
-    regularised: Any
-    """(n q b h w c)."""
+    """The prediction whose statistics are the aim."""
+    regularised: Float[Array, "n q b h w c"]
 
 
 def levels(side: int) -> int:
@@ -72,7 +120,7 @@ def levels(side: int) -> int:
 
 def draw_rolls(
     key: Array, calls: int, reg_steps: int, rolls: int, channels: int, side: int
-) -> Int[Array, "calls s r c l"]:
+) -> Int[Array, "calls s r c m"]:
     """Random shifts, below half of the side of each size."""
     shape = (calls, reg_steps, rolls, channels, levels(side))
     halves = jnp.array([(side >> i) // 2 for i in range(levels(side))])
@@ -93,10 +141,10 @@ def divergence(e: Latents, wanted: Latents) -> Array:
     return jnp.sum(jnp.abs(ratio))
 
 
-def autocorrelation(e: Latents, rolls: Int[Array, "c l"]) -> Array:
+def autocorrelation(e: Latents, rolls: Int[Array, "c m"]) -> Array:
     """How much a latent is like itself, shifted, at several sizes; summed over images."""
 
-    def of_channel(x: Float[Array, "b h w"], shifts: Int[Array, " l"]) -> Array:
+    def of_channel(x: Float[Array, "b h w"], shifts: Int[Array, " m"]) -> Array:
         total = jnp.float32(0)
         for i in range(levels(x.shape[1])):
             for axis in (1, 2):
@@ -110,16 +158,16 @@ def autocorrelation(e: Latents, rolls: Int[Array, "c l"]) -> Array:
 
 
 def regularise(
-    e: Latents, wanted: Latents, rolls: Int[Array, "s r c l"], weights: Weights
+    e: Latents, wanted: Latents, rolls: Int[Array, "s r c m"], weights: Weights
 ) -> Latents:
     """A prediction brought to the statistics of noise: for each row of shifts a step down the
     divergence, then one down the autocorrelation for each roll."""
 
-    def step(e: Latents, shifts: Int[Array, "r c l"]) -> tuple[Latents, None]:
+    def step(e: Latents, shifts: Int[Array, "r c m"]) -> tuple[Latents, None]:
         down = jnp.clip(jax.grad(divergence)(e, wanted), -100, 100)
         e = e - weights.divergence * down
 
-        def roll(e: Latents, shifts: Int[Array, "c l"]) -> tuple[Latents, None]:
+        def roll(e: Latents, shifts: Int[Array, "c m"]) -> tuple[Latents, None]:
             down = jax.grad(autocorrelation)(e, shifts) / len(rolls[0])
             return e - weights.autocorrelation * down, None
 
@@ -132,43 +180,51 @@ def renoise_steps(
     network: ControlledNetwork,
     z: Latents,
     clean: Latents,
-    context: Context,
-    steps: Steps,
+    context: AnyContext,
+    steps: Steps | TurboSteps,
     zone: Zone,
-    rolls: Int[Array, "n q s r c l"],
+    rolls: Int[Array, "n q s r c m"],
     weights: Weights,
+    kind: Kind = DDIM,
 ) -> Seen:
     """Inversion steps of a zone, upwards.
 
     Args:
-        clean: the latent whose prediction the regularisation aims at.
+        clean: where the first zone started.
         rolls: of each regularisation of each step; q may be 0.
+        kind: of `steps`.
     """
     low, high = zone.average
+    passes = np.arange(zone.passes)
+    averaged, regular = (low <= passes) & (passes < high), passes >= low
+    own = int(regular.sum())
 
     def step(z: Latents, now: Any) -> tuple[Latents, Seen]:
         at_step, shifts = now
-        y, mean, count = z, jnp.zeros_like(z), 0
-        taken: list[Array] = []
-        found: list[Array] = []
-        regularised: list[Array] = []
-        optimal = at(network, clean, at_step.t, context)
-        for i in range(zone.passes):
-            e = at(network, y, at_step.t, context)
-            taken.append(y)
-            found.append(e)
-            if low <= i < high:
-                mean, count = (mean * count + e) / (count + 1), count + 1
-            if i >= low:
-                e = regularise(e, optimal, shifts[len(regularised)], weights)
-                regularised.append(e)
-            y = move(z, e, at_step.before, at_step.after)
-        if count:
-            e = regularise(mean, optimal, shifts[len(regularised)], weights)
-            regularised.append(e)
-            y = move(z, e, at_step.before, at_step.after)
-        many = jnp.stack(regularised) if regularised else None
-        return y, Seen(y, jnp.stack(taken), jnp.stack(found), optimal, many)
+        optimal = kind.ask(network, kind.aim(clean, at_step), at_step, context)
+
+        def again(carry: tuple[Array, Array, Array], now: Any) -> Any:
+            y, mean, count = carry
+            averages, regular, shifts = now
+            e = kind.ask(network, y, at_step, context)
+            count = count + averages
+            mean = jnp.where(averages, mean + (e - mean) / jnp.maximum(count, 1), mean)
+            used = e
+            if own:
+                args = (e, optimal, shifts, weights)
+                used = lax.cond(regular, regularise, lambda e, *_: e, *args)
+            return (kind.climb(z, used, at_step), mean, count), (y, e, used)
+
+        none = jnp.zeros((len(passes) - own, *shifts.shape[1:]), shifts.dtype)
+        of_pass = (averaged, regular, jnp.concatenate([none, shifts[:own]]))
+        start = (z, jnp.zeros_like(z), jnp.int32(0))
+        (y, mean, _), (taken, eps, used) = lax.scan(again, start, of_pass)
+        regularised = used[len(passes) - own :]
+        if averaged.any():
+            e = regularise(mean, optimal, shifts[own], weights)
+            regularised = jnp.concatenate([regularised, e[None]])
+            y = kind.climb(z, e, at_step)
+        return y, Seen(y, taken, eps, optimal, regularised)
 
     _, seen = lax.scan(step, z.astype(jnp.float32), (steps, rolls))
     result: Seen = seen
@@ -189,7 +245,7 @@ def low_steps(steps: int, offset: int = 1, total: int = 1000) -> int:
 
 def all_rolls(
     key: Array, steps: int, channels: int, side: int, offset: int = 1, renoise: int = 1
-) -> tuple[Int[Array, "n q s r c l"], ...]:
+) -> tuple[Int[Array, "n q s r c m"], ...]:
     """Random shifts of either zone for `renoise`, of the published number."""
     low = low_steps(steps, offset)
     parts: list[Array] = []
@@ -218,7 +274,7 @@ def renoise(
     regularisation with five rolls each. About 114 calls; generation is DDIM without guidance.
 
     Args:
-        rolls: of either zone, (steps, `regularisations`, s, r, c, l).
+        rolls: of either zone, (steps, `regularisations`, s, r, c, m).
     """
     up = inverted(leading(abar, steps, offset))
     count = low_steps(steps, offset, len(abar))
@@ -227,3 +283,113 @@ def renoise(
     low = renoise_steps(network, z, z, context, parts[0], first, rolls[0], weights)
     high = renoise_steps(network, low.latents[-1], z, context, parts[1], rest, rolls[1], weights)
     return low, high
+
+
+class Corrected(NamedTuple):
+    """The noise of a step, corrected."""
+
+    eps: Latents
+    """Predicted in the latent that the step leads to."""
+    noise: Latents
+
+
+def corrected(
+    network: ControlledNetwork,
+    above: Latents,
+    below: Latents,
+    context: AnyContext,
+    step: TurboSteps,
+) -> Corrected:
+    """The noise with which a step of generation leads from the latent above nearly to the one
+    below: as published, by moves of one length that pass the goal in the end. As it was where the
+    step adds none."""
+    eps = at_level(network, above, step.t, step.high, context)
+    adds = step.low > 0
+    to, size = euler.split(step.high, step.low)
+    goal = (below - (above + eps * (to - step.high))) / jnp.where(adds, size, 1.0)
+
+    def closer(_: Any, noise: Latents) -> Latents:
+        way = noise - goal
+        norm = jnp.sqrt(jnp.sum(way**2, axis=(1, 2, 3)))
+        return noise - RATE * way / per_image(jnp.where(norm > 0, norm, 1.0))
+
+    moved = lax.fori_loop(0, CORRECTIONS, closer, step.noise)
+    return Corrected(eps, jnp.where(adds, moved, step.noise))
+
+
+class TurboInversion(NamedTuple):
+    """An inversion by SDXL-Turbo."""
+
+    zones: tuple[Seen, ...]
+    corrected: Corrected
+    """Of each step, in the order of generation; its `noise` is what generation adds."""
+
+
+def turbo_inversion_steps(
+    abar: Levels, noise: Float[Array, "n b h w c"], aim: Latents, count: int, below: float = 1.0
+) -> TurboSteps:
+    """Inversion steps that undo `euler.turbo_steps`.
+
+    Args:
+        noise: of each step of generation on the whole grid, in its order.
+    """
+    steps = euler.turbo_steps(abar, count, below)
+    kept = noise[count - len(steps.t) :]
+    aims = jnp.broadcast_to(aim, kept.shape)
+    up: TurboSteps = jax.tree.map(lambda x: x[::-1], TurboSteps(*steps, kept, aims))
+    return up
+
+
+def low_turbo_steps(steps: int, total: int = 1000, below: float = 1.0) -> int:
+    """How many steps are in the first zone."""
+    return int((euler.trailing(steps, total) < min(LOW, total * below)).sum())
+
+
+def turbo_rolls(
+    key: Array, steps: TurboSteps, low: int, plan: tuple[Zone, Zone] = TURBO_ZONES
+) -> tuple[Int[Array, "n q s r c m"], ...]:
+    """Random shifts of either zone, of the published number."""
+    parts: list[Array] = []
+    _, _, side, _, channels = steps.noise.shape
+    for zone, count in zip(plan, (low, len(steps.t) - low), strict=True):
+        key, own = jax.random.split(key)
+        q = regularisations(zone)
+        drawn = draw_rolls(own, count * q, REG_STEPS, ROLLS, channels, side)
+        parts.append(drawn.reshape(count, q, *drawn.shape[1:]))
+    return tuple(parts)
+
+
+def renoise_turbo(
+    network: ControlledNetwork,
+    z: Latents,
+    context: AnyContext,
+    steps: TurboSteps,
+    rolls: tuple[Any, ...],
+    low: int,
+    weights: Weights = PUBLISHED,
+    plan: tuple[Zone, Zone] = TURBO_ZONES,
+) -> TurboInversion:
+    """A clean latent to noise under the source prompt by SDXL-Turbo's steps.
+
+    Published: four steps with nine renoisings each, five where timesteps are low; 44 calls.
+    Generation is `turbo.generate` from the last latent with the corrected noise.
+
+    Args:
+        low: how many of the steps are in the first zone, `low_turbo_steps`.
+        rolls: of either zone, (steps, `regularisations`, s, r, c, m).
+    """
+    start, seen = z, list[Seen]()
+    parts = (slice(low), slice(low, None))
+    for zone, part, shifts in zip(plan, parts, rolls, strict=True):
+        some = jax.tree.map(lambda x, part=part: x[part], steps)
+        found = renoise_steps(network, start, z, context, some, zone, shifts, weights, TURBO)
+        start = found.latents[-1] if len(some.t) else start
+        seen.append(found)
+    reached = jnp.concatenate([z[None].astype(jnp.float32), *(x.latents for x in seen)])
+
+    def correct(_: None, now: Any) -> tuple[None, Corrected]:
+        above, below, step = now
+        return None, corrected(network, above, below, context, step)
+
+    _, noise = lax.scan(correct, None, (reached[1:], reached[:-1], steps))
+    return TurboInversion(tuple(seen), jax.tree.map(lambda x: x[::-1], noise))

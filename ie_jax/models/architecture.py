@@ -1,8 +1,8 @@
 """The architecture of each network, read strictly from the upstream `config.json` of its folder.
 
-Keys that this code does not implement may only hold the value that SD1.x has there; anything else
-is an error that names the key. Nothing is ignored silently but the keys in NOTES, which describe
-the file and not the network.
+Keys that this code does not implement may only hold the value that SD1.x and SDXL have there;
+anything else is an error that names the key. Nothing is ignored silently but the keys in NOTES,
+which describe the file and not the network.
 """
 
 from collections.abc import Mapping
@@ -15,13 +15,11 @@ NOTES = {
     "architectures",
     "bos_token_id",
     "dtype",
-    "eos_token_id",
     "force_upcast",
     "initializer_factor",
     "initializer_range",
     "model_type",
     "pad_token_id",
-    "projection_dim",
     "torch_dtype",
     "transformers_version",
 }
@@ -29,7 +27,7 @@ NOTES = {
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """`UNet2DConditionModel` of SD1.x shape, any width, depth and number of blocks."""
+    """`UNet2DConditionModel` of SD1.x or SDXL shape, any width, depth and number of blocks."""
 
     in_channels: int
     out_channels: int
@@ -47,6 +45,20 @@ class UNetConfig:
     time_cond_proj_dim: int | None = None
     """Features of the guidance embedding; None: the network takes no guidance scale."""
     sample_size: int = 64
+    transformer_layers: tuple[int, ...] = ()
+    """Transformer blocks after each ResNet of a level; those of the last level also in the middle
+    block."""
+    linear_projection: bool = False
+    """Whether the layers around transformers are dense and not pointwise convolutions."""
+    size_features: int = 0
+    """Features of each of the six numbers that SDXL is told of an image's size and crop; 0: the
+    network is told nothing beside the text."""
+    pooled_features: int = 0
+    """Width of the embedding of the whole text, which it is told with them."""
+
+    def __post_init__(self) -> None:
+        if not self.transformer_layers:
+            object.__setattr__(self, "transformer_layers", (1,) * len(self.block_out_channels))
 
     @property
     def time_embedding_dim(self) -> int:
@@ -55,7 +67,7 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """`AutoencoderKL` of SD1.x shape."""
+    """`AutoencoderKL` of SD1.x or SDXL shape."""
 
     in_channels: int
     out_channels: int
@@ -81,7 +93,7 @@ class VAEConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """`CLIPTextModel`."""
+    """`CLIPTextModel`, or `CLIPTextModelWithProjection` where it has a projection."""
 
     vocab_size: int
     hidden_size: int
@@ -91,6 +103,11 @@ class TextConfig:
     max_position_embeddings: int = 77
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
+    projection_dim: int | None = None
+    """Width of the embedding of the whole text; None: there is none."""
+    eos_token_id: int = 49407
+    """The token at the end of a text, whose state becomes that embedding. As upstream has it, 2
+    stands for the largest token that a text has."""
 
 
 class Reader:
@@ -127,6 +144,15 @@ class Reader:
             return (1,)
         return tuple(value)
 
+    def by_level(self, key: str, default: int, levels: int) -> tuple[int, ...]:
+        """One positive integer for each level, or one for all."""
+        given = self.left.pop(key, default)
+        value = given if isinstance(given, list) else [given] * levels
+        if len(value) != levels or not all(type(n) is int and n > 0 for n in value):
+            self.problems.append(f"{key} = {given!r} is not a positive integer for each level")
+            return (default,) * levels
+        return tuple(value)
+
     def names(self, key: str) -> list[str]:
         value: list[Any] = self.take(key, list)
         if not all(isinstance(name, str) for name in value):
@@ -149,15 +175,14 @@ class Reader:
         self.problems += [f"unknown key {k} = {v!r}" for k, v in self.left.items()]
         if self.problems:
             raise UserError(
-                f"{self.where}: {'; '.join(self.problems)}. Only SD1.x's networks are supported."
+                f"{self.where}: {'; '.join(self.problems)}. Only networks of SD1.x and SDXL are "
+                "supported."
             )
 
 
 UNET_FIXED: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu",),
-    "addition_embed_type": (None,),
     "addition_embed_type_num_heads": (64,),
-    "addition_time_embed_dim": (None,),
     "attention_type": ("default",),
     "center_input_sample": (False,),
     "class_embed_type": (None,),
@@ -175,7 +200,6 @@ UNET_FIXED: dict[str, tuple[Any, ...]] = {
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
     "num_class_embeds": (None,),
     "only_cross_attention": (False,),
-    "projection_class_embeddings_input_dim": (None,),
     "resnet_out_scale_factor": (1.0,),
     "resnet_skip_time_act": (False,),
     "resnet_time_scale_shift": ("default",),
@@ -184,12 +208,33 @@ UNET_FIXED: dict[str, tuple[Any, ...]] = {
     "time_embedding_dim": (None,),
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
-    "transformer_layers_per_block": (1,),
     "upcast_attention": (False, None),
-    "use_linear_projection": (False,),
 }
 DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
+
+
+SIZES = 6
+"""Numbers that SDXL's UNet is told of an image: original size, crop, wanted size."""
+
+
+def added_features(read: Reader) -> tuple[int, int]:
+    """Features of each number that the network is told of an image's size, and of the pooled text;
+    0 and 0 for a network that is told of neither."""
+    keys = ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
+    if read.left.get("addition_embed_type") != "text_time":
+        for key in ("addition_embed_type", *keys):
+            read.only(key, None)
+        return 0, 0
+    del read.left["addition_embed_type"]
+    sizes, both = (read.left.pop(key, None) for key in keys)
+    sound = type(sizes) is int and type(both) is int and sizes > 0 and both > SIZES * sizes
+    read.require(
+        sound,
+        f"projection_class_embeddings_input_dim = {both!r} is not above {SIZES} "
+        f"addition_time_embed_dim = {sizes!r}",
+    )
+    return (sizes, both - SIZES * sizes) if sound else (0, 0)
 
 
 def unet_config(config: Mapping[str, Any], where: str = "unet/config.json") -> UNetConfig:
@@ -233,6 +278,7 @@ def unet_config(config: Mapping[str, Any], where: str = "unet/config.json") -> U
     )
     for key, allowed in UNET_FIXED.items():
         read.only(key, *allowed)
+    size_features, pooled_features = added_features(read)
     result = UNetConfig(
         in_channels=read.positive("in_channels", 4),
         out_channels=read.positive("out_channels", 4),
@@ -247,6 +293,10 @@ def unet_config(config: Mapping[str, Any], where: str = "unet/config.json") -> U
         freq_shift=float(read.take("freq_shift", float, 0)),
         time_cond_proj_dim=read.left.pop("time_cond_proj_dim", None),
         sample_size=read.positive("sample_size", 64),
+        transformer_layers=read.by_level("transformer_layers_per_block", 1, len(widths)),
+        linear_projection=read.take("use_linear_projection", bool, False),
+        size_features=size_features,
+        pooled_features=pooled_features,
     )
     read.require(
         result.time_cond_proj_dim is None or type(result.time_cond_proj_dim) is int,
@@ -314,6 +364,9 @@ def text_config(config: Mapping[str, Any], where: str = "text_encoder/config.jso
         UserError: as `unet_config`.
     """
     read = Reader(where, config)
+    projected = "CLIPTextModelWithProjection" in (config.get("architectures") or ())
+    projection = read.positive("projection_dim", 512) if projected else None
+    read.left.pop("projection_dim", None)
     read.only("attention_dropout", 0.0)
     read.only("dropout", 0.0)
     act = read.take("hidden_act", str, "quick_gelu")
@@ -327,6 +380,8 @@ def text_config(config: Mapping[str, Any], where: str = "text_encoder/config.jso
         max_position_embeddings=read.positive("max_position_embeddings", 77),
         hidden_act=act,
         layer_norm_eps=float(read.take("layer_norm_eps", float, 1e-5)),
+        projection_dim=projection,
+        eos_token_id=read.take("eos_token_id", int, 49407),
     )
     read.require(
         result.hidden_size % result.num_attention_heads == 0,

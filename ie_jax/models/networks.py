@@ -15,12 +15,11 @@ from ie_jax.models.architecture import TextConfig, UNetConfig, VAEConfig
 from ie_jax.models.attention import Control
 from ie_jax.models.execution import WEIGHTS, Execution, Precision, saved_in_a_call
 from ie_jax.models.lora import merge, of_one_rank
-from ie_jax.models.text_encoder import TextEncoder
-from ie_jax.models.unet import Collect, Out, UNet
+from ie_jax.models.text_encoder import Encoded, TextEncoder
+from ie_jax.models.unet import AnyContext, Collect, Conditions, Context, Out, UNet
 from ie_jax.models.vae import VAE
 
 Latents = Float[Array, "b h w c"]
-Context = Float[Array, "b l d"]
 Network = Callable[[Latents, Array, Array, Context], tuple[Latents, Out]]
 """(z, t, w, context) -> (eps, out), with weights already given."""
 
@@ -38,6 +37,8 @@ class Architecture:
     text: TextConfig
     betas: tuple[float, float, int] = (0.00085, 0.012, 1000)
     """First and last beta of the scaled linear schedule, and the number of timesteps."""
+    text_2: TextConfig | None = None
+    """SDXL's second text encoder."""
 
     @property
     def image_size(self) -> int:
@@ -66,7 +67,7 @@ class Networks:
 
 @partial(jax.jit, static_argnums=0)
 def apply_unet(
-    unet: UNet, variables: Any, z: Latents, t: Array, w: Array | None, context: Context
+    unet: UNet, variables: Any, z: Latents, t: Array, w: Array | None, context: AnyContext
 ) -> tuple[Latents, Out]:
     """A call of the UNet. Jitted, so that a program with many calls traces one of each shape."""
     result: tuple[Latents, Out] = unet.apply(variables, z, t, w, context)  # type: ignore[assignment]
@@ -94,7 +95,7 @@ def one_denoiser(
         variables = {"params": base, "lora": lora}
 
     def call(
-        z: Latents, t: Array, w: Array | None, context: Context, control: Control | None = None
+        z: Latents, t: Array, w: Array | None, context: AnyContext, control: Control | None = None
     ) -> tuple[Latents, Out]:
         if control is None:
             return apply_unet(unet, variables, z, t, w, context)
@@ -130,10 +131,42 @@ def encode_text(
     networks: Networks, params: Any, ids: Int[Array, "*be l"]
 ) -> Float[Array, "*be l d"]:
     """Token ids to embeddings."""
-    text_encoder = TextEncoder(networks.architecture.text, networks.precision)
     rows = ids.reshape(-1, ids.shape[-1])
-    flat: Array = text_encoder.apply({"params": params}, rows)  # type: ignore[assignment]
+    flat = apply_text_encoder(networks.architecture.text, networks.precision, params, rows).last
     return flat.reshape(*ids.shape, flat.shape[-1])
+
+
+def apply_text_encoder(
+    config: TextConfig, precision: Precision, params: Any, ids: Int[Array, "b l"]
+) -> Encoded:
+    """One text encoder."""
+    encoded: Encoded = TextEncoder(config, precision).apply({"params": params}, ids)  # type: ignore[assignment]
+    return encoded
+
+
+def encode_two(
+    networks: Networks,
+    params: tuple[Any, Any],
+    ids: tuple[Int[Array, "b l"], Int[Array, "b l"]],
+    sizes: Float[Array, "b 6"],
+) -> Conditions:
+    """Token ids to what SDXL's UNet is told.
+
+    Args:
+        params: the weights of either text encoder.
+        ids: of either tokenizer.
+        sizes: see `Conditions`.
+    """
+    second = networks.architecture.text_2
+    if second is None or second.projection_dim is None:
+        raise ValueError("this model lacks a second text encoder with projection")
+    configs = (networks.architecture.text, second)
+    one, two = (
+        apply_text_encoder(config, networks.precision, *given)
+        for config, *given in zip(configs, params, ids, strict=True)
+    )
+    pooled: Any = two.pooled
+    return Conditions(jnp.concatenate([one.penultimate, two.penultimate], -1), pooled, sizes)
 
 
 def vae(networks: Networks) -> VAE:

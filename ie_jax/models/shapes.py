@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ie_jax.models.architecture import TextConfig, UNetConfig, VAEConfig
+from ie_jax.models.architecture import SIZES, TextConfig, UNetConfig, VAEConfig
 from ie_jax.models.text_encoder import TextEncoder
-from ie_jax.models.unet import UNet
+from ie_jax.models.unet import Conditions, UNet
 from ie_jax.models.vae import VAE
 
 
@@ -25,14 +25,14 @@ def integers(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
-def param_shapes(module: nn.Module, *inputs: jax.ShapeDtypeStruct) -> dict[str, Any]:
+def param_shapes(module: nn.Module, *inputs: Any) -> dict[str, Any]:
     """The `params` tree of a module, leaves as `jax.ShapeDtypeStruct`; nothing is computed."""
     # A copy: the one tree is kept, and callers may change theirs.
     return jax.tree.map(lambda shape: shape, traced(module, inputs))
 
 
 @cache
-def traced(module: nn.Module, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> dict[str, Any]:
+def traced(module: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
     """Tracing takes a second; a run asks for the shapes of one network several times."""
     key = jax.eval_shape(jax.random.key, 0)
     params: dict[str, Any] = jax.eval_shape(module.init, key, *inputs)["params"]
@@ -43,9 +43,12 @@ def unet_shapes(config: UNetConfig) -> dict[str, Any]:
     """The base weights of a UNet."""
     side = 2 ** (len(config.block_out_channels) - 1)
     latents = array(1, side, side, config.in_channels)
-    return param_shapes(
-        UNet(config), latents, integers(1), array(1), array(1, 1, config.cross_attention_dim)
-    )
+    text = array(1, 1, config.cross_attention_dim)
+    context: Any = text
+    if config.size_features:
+        told: Any = (array(1, config.pooled_features), array(1, SIZES))
+        context = Conditions(context, *told)
+    return param_shapes(UNet(config), latents, integers(1), array(1), context)
 
 
 def vae_shapes(config: VAEConfig) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """The CLIP text encoder: token ids to the embeddings that the denoiser attends to."""
 
+from typing import NamedTuple
+
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
@@ -63,14 +66,25 @@ class EncoderLayer(nn.Module):
         return x + MLP(self.config, self.precision, name="mlp")(norm("layer_norm2", x))
 
 
+class Encoded(NamedTuple):
+    """A text, embedded."""
+
+    last: Float[Array, "b l d"]
+    """After the last layer and the final norm: what SD1.x attends to."""
+    penultimate: Float[Array, "b l d"]
+    """Before the last layer: what SDXL attends to."""
+    pooled: Float[Array, "b p"] | None
+    """The end token of `last`, projected; None without a projection."""
+
+
 class TextEncoder(Loaded):
-    """CLIP's text transformer; returns the last hidden state after the final layer norm."""
+    """CLIP's text transformer."""
 
     config: TextConfig
     precision: Precision = Precision()
 
     @nn.compact
-    def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+    def __call__(self, ids: Int[Array, "b l"]) -> Encoded:
         """Embed token ids, padded to at most max_position_embeddings (77)."""
         config, precision = self.config, self.precision
         param, compute = dtype(precision.param), dtype(precision.compute)
@@ -81,7 +95,16 @@ class TextEncoder(Loaded):
         tokens = embedding("token_embedding", config.vocab_size)
         positions = embedding("position_embedding", config.max_position_embeddings)
         x = tokens[ids] + positions[None, : ids.shape[1]]
+        before = x
         for i in range(config.num_hidden_layers):
-            x = EncoderLayer(config, precision, name=f"layers_{i}")(x)
+            before, x = x, EncoderLayer(config, precision, name=f"layers_{i}")(x)
         x = layer_norm("final_layer_norm", precision, config.layer_norm_eps)(x)
-        return x.astype(dtype(precision.output))
+        pooled = None
+        if config.projection_dim:
+            # As upstream has it: the end token published as 2 stands for the largest one.
+            is_end = ids if config.eos_token_id == 2 else ids == config.eos_token_id
+            end = x[jnp.arange(len(ids)), jnp.argmax(is_end, axis=1)]
+            project = Dense(config.projection_dim, False, precision, name="text_projection")
+            pooled = project(end).astype(dtype(precision.output))
+        last, before = (y.astype(dtype(precision.output)) for y in (x, before))
+        return Encoded(last, before, pooled)

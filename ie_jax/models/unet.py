@@ -1,4 +1,5 @@
-"""The denoiser: SD1.x's UNet with guidance embedding, as a function of (base, lora, inputs).
+"""The denoiser: the UNet of SD1.x or SDXL with guidance embedding, as a function of (base, lora,
+inputs).
 
     eps, out = UNet(config, precision, execution, collect).apply(
         {"params": base, "lora": lora}, z, t, w, context
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Num
 
@@ -33,6 +35,25 @@ from ie_jax.models.layers import Conv, Dense, group_norm, layer_norm, upsample_n
 
 Collect = Literal["features", "queries_keys", "maps"]
 Out = dict[str, Any]
+
+
+@struct.dataclass
+class Conditions:
+    """What SDXL's UNet is told."""
+
+    text: Float[Array, "b l d"]
+    """The embeddings that it attends to."""
+    pooled: Float[Array, "b p"]
+    """The embedding of the whole text."""
+    sizes: Float[Array, "b 6"]
+    """Pixels: height and width of the original image, top and left of the crop, height and width
+    that are wanted (upstream's `time_ids`)."""
+
+
+Context = Float[Array, "b l d"]
+AnyContext = Context | Conditions
+"""Text embeddings; with what is told beside them where the network is SDXL's."""
+
 """What a call was asked to return beside eps:
 
 - features: {"up" | "down" | "mid" | "last" | "norm": (b, h, w, c)}: the second ResNet of up block 1
@@ -65,18 +86,17 @@ def guidance_embedding(w: Float[Array, " b"], features: int) -> Float[Array, "b 
 
 
 class TimeEmbedding(nn.Module):
-    """The MLP over the time embedding, to which the guidance embedding is added first."""
+    """The MLP over an embedding of time, to which that of the guidance is added first."""
 
-    config: UNetConfig
+    features: int
     precision: Precision
 
     @nn.compact
-    def __call__(self, t: Array, w: Array | None) -> Array:
-        features = self.config.time_embedding_dim
-        if self.config.time_cond_proj_dim and w is not None:
+    def __call__(self, t: Array, w: Array | None = None) -> Array:
+        if w is not None:
             t += Dense(t.shape[-1], False, self.precision, name="cond_proj")(w)
-        h = nn.silu(Dense(features, precision=self.precision, name="linear_1")(t))
-        return Dense(features, precision=self.precision, name="linear_2")(h)
+        h = nn.silu(Dense(self.features, precision=self.precision, name="linear_1")(t))
+        return Dense(self.features, precision=self.precision, name="linear_2")(h)
 
 
 class ResnetBlock(nn.Module):
@@ -203,37 +223,45 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer2D(nn.Module):
-    """A transformer block over the pixels of a feature map, with residual."""
+    """Transformer blocks over the pixels of a feature map, with residual."""
 
     heads: int
+    layers: int
+    linear: bool
+    """Whether the projections around the blocks are dense and not pointwise convolutions."""
     groups: int
     precision: Precision
     execution: Execution
     want_maps: bool
     control: Control | None
     site: Site
-    """Of its self-attention."""
+    """Of its first self-attention."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], context: Array) -> tuple[Array, Any]:
+    def __call__(self, x: Float[Array, "b h w c"], context: Array) -> tuple[Array, list[Any]]:
         b, height, width, features = x.shape
 
         def project(name: str, y: Array) -> Array:
+            if self.linear:
+                return Dense(features, precision=self.precision, name=name)(y)
             return Conv(features, True, self.precision, 1, 1, 0, name=name)(y)
 
         h = project("proj_in", group_norm("norm", self.groups, 1e-6, self.precision)(x))
         h = h.reshape(b, height * width, features)
-        block = TransformerBlock(
-            self.heads,
-            self.precision,
-            self.execution,
-            self.want_maps,
-            self.control,
-            self.site,
-            name="transformer_blocks_0",
-        )
-        h, tap = block(h, context)
-        return x + project("proj_out", h.reshape(x.shape)), tap
+        taps = []
+        for i in range(self.layers):
+            block = TransformerBlock(
+                self.heads,
+                self.precision,
+                self.execution,
+                self.want_maps,
+                self.control,
+                self.site._replace(number=self.site.number + 2 * i),
+                name=f"transformer_blocks_{i}",
+            )
+            h, tap = block(h, context)
+            taps.append(tap)
+        return x + project("proj_out", h.reshape(x.shape)), taps
 
 
 class Resampler(nn.Module):
@@ -254,7 +282,7 @@ class Resampler(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """ResNets, each followed by a transformer where `heads` is not 0, then a change of resolution.
+    """ResNets, each followed by a transformer where it has layers, then a change of resolution.
 
     A down block pushes every output on `skips`; an up block takes one off per ResNet.
     """
@@ -262,6 +290,8 @@ class UNetBlock(nn.Module):
     kind: Literal["down", "mid", "up"]
     features: int
     heads: int
+    layers: int
+    """Of each transformer; 0: there are none."""
     resample: bool
     config: UNetConfig
     precision: Precision
@@ -295,15 +325,17 @@ class UNetBlock(nn.Module):
         def transformer(i: int, y: Array) -> Array:
             y, tap = remat(Transformer2D)(
                 self.heads,
+                self.layers,
+                self.config.linear_projection,
                 groups,
                 self.precision,
                 self.execution,
                 self.want_maps,
                 self.control,
-                Site(self.site + 2 * i, self.kind),
+                Site(self.site + 2 * len(taps), self.kind),
                 name=f"attentions_{i}",
             )(y, context)
-            taps.append(tap)
+            taps.extend(tap)
             return checkpoint_name(y, BLOCK)
 
         if self.kind == "mid":
@@ -316,7 +348,7 @@ class UNetBlock(nn.Module):
                     skips, x = tuple(rest), jnp.concatenate([x, skip], axis=-1)
                 x = resnet(i, x)
                 second = x if i == 1 else second
-                x = transformer(i, x) if self.heads else x
+                x = transformer(i, x) if self.layers else x
                 skips = (*skips, x) if self.kind == "down" else skips
         if self.resample:
             stride = 2 if self.kind == "down" else 1
@@ -345,9 +377,12 @@ class UNet(nn.Module):
         z: Float[Array, "b h w c"],
         t: Int[Array, " b"],
         w: Float[Array, " b"] | None,
-        context: Float[Array, "b l d"],
+        context: AnyContext,
     ) -> tuple[Float[Array, "b h w c"], Out]:
         """Predict the noise in latents z (NHWC) at timesteps t (0 to 999), guidance scale w.
+
+        Args:
+            context: `Conditions` if, and only if, the config has `size_features`.
 
         Returns:
             eps with the shape of z, and what `collect` asks for (see `Out`).
@@ -355,15 +390,19 @@ class UNet(nn.Module):
         config, precision = self.config, self.precision
         compute = dtype(precision.compute)
         widths, depth = config.block_out_channels, len(config.block_out_channels)
-        heads = [h if a else 0 for h, a in zip(config.heads, config.down_attention, strict=True)]
+        layers = [
+            n if a else 0
+            for n, a in zip(config.transformer_layers, config.down_attention, strict=True)
+        ]
 
         taps: list[Any] = []
 
-        def block(kind: Any, level: int, heads: int, resample: bool, name: str) -> UNetBlock:
+        def block(kind: Any, level: int, layers: int, resample: bool, name: str) -> UNetBlock:
             return UNetBlock(
                 kind,
                 widths[level],
-                heads,
+                config.heads[level],
+                layers,
                 resample,
                 config,
                 precision,
@@ -374,29 +413,38 @@ class UNet(nn.Module):
                 name=name,
             )
 
-        embedded = sinusoidal_embedding(t, widths[0], config.flip_sin_to_cos, config.freq_shift)
+        def sinusoids(x: Array, features: int) -> Array:
+            return sinusoidal_embedding(x, features, config.flip_sin_to_cos, config.freq_shift)
+
         guidance = None
         if config.time_cond_proj_dim and w is not None:
             guidance = guidance_embedding(w, config.time_cond_proj_dim)
-        time = TimeEmbedding(config, precision, name="time_embedding")(embedded, guidance)
-
+        embedding = partial(TimeEmbedding, config.time_embedding_dim, precision)
+        time = embedding(name="time_embedding")(sinusoids(t, widths[0]), guidance)
+        if isinstance(context, Conditions) != bool(config.size_features):
+            raise TypeError("this UNet takes another kind of context: Conditions are SDXL's")
+        if isinstance(context, Conditions):
+            sizes = sinusoids(context.sizes.ravel(), config.size_features)
+            told = jnp.concatenate([context.pooled, sizes.reshape(len(z), -1)], axis=-1)
+            time += embedding(name="add_embedding")(told)
+            context = context.text
         context = context.astype(compute)
         x = checkpoint_name(Conv(widths[0], precision=precision, name="conv_in")(z), BLOCK)
         skips: tuple[Array, ...] = (x,)
         features: dict[str, Array | None] = {}
         for i in range(depth):
-            down = block("down", i, heads[i], i < depth - 1, f"down_blocks_{i}")
+            down = block("down", i, layers[i], i < depth - 1, f"down_blocks_{i}")
             x, skips, tap, second = down(x, skips, time, context)
             taps += tap
             if i == 1:
                 features["down"] = second
-        mid = block("mid", depth - 1, config.heads[-1], False, "mid_block")
+        mid = block("mid", depth - 1, config.transformer_layers[-1], False, "mid_block")
         x, skips, tap, _ = mid(x, skips, time, context)
         taps += tap
         features["mid"] = x
         for i in range(depth):
             level = depth - 1 - i
-            up = block("up", level, heads[level], i < depth - 1, f"up_blocks_{i}")
+            up = block("up", level, layers[level], i < depth - 1, f"up_blocks_{i}")
             x, skips, tap, second = up(x, skips, time, context)
             taps += tap
             if i == 1:

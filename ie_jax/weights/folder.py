@@ -19,10 +19,13 @@ from ie_jax.weights.facts import Facts
 from ie_jax.weights.formats import read_json, read_tensors, unprefixed
 from ie_jax.weights.layout import (
     CONFIGS,
+    INDEX,
     PARTS,
     PIPELINE,
+    SECOND,
     Part,
     check_replaceable,
+    contents,
     copy_model_files,
     lacks_tokenizer,
     network_file,
@@ -33,10 +36,17 @@ from ie_jax.weights.original import part_of
 from ie_jax.weights.published import Files
 
 Tree = Any
-TABLES = {"vae": VAE, "text_encoder": TEXT_ENCODER, "denoiser": UNET, "unet": UNET}
+TABLES = {
+    "vae": VAE,
+    "text_encoder": TEXT_ENCODER,
+    "text_encoder_2": TEXT_ENCODER,
+    "denoiser": UNET,
+    "unet": UNET,
+}
 WRITTEN_BY: dict[Part, str] = {
     "vae": "training of the autoencoder",
     "text_encoder": "training of the denoiser",
+    "text_encoder_2": "nothing here",
     "denoiser": "training of the denoiser",
     "unet": "guidance distillation",
     "forward": "consistency distillation",
@@ -107,7 +117,7 @@ def scheduler_betas(config: Mapping[str, Any], where: str) -> tuple[float, float
 
 def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
     """The upstream configs of a diffusers folder."""
-    return {name: read_json(folder / file) for name, file in CONFIGS.items()}
+    return {name: read_json(folder / file) for name, file in contents(folder).configs.items()}
 
 
 def architecture(configs: Mapping[str, Mapping[str, Any]], where: str) -> Architecture:
@@ -115,14 +125,24 @@ def architecture(configs: Mapping[str, Mapping[str, Any]], where: str) -> Archit
     unet = unet_config(configs["unet"], f"{where}/{CONFIGS['unet']}")
     vae = vae_config(configs["vae"], f"{where}/{CONFIGS['vae']}")
     text = text_config(configs["text_encoder"], f"{where}/{CONFIGS['text_encoder']}")
-    if vae.latent_channels != unet.in_channels or text.hidden_size != unet.cross_attention_dim:
+    second = None
+    if "text_encoder_2" in configs:
+        second = text_config(configs["text_encoder_2"], f"{where}/{SECOND['text_encoder_2']}")
+    width = text.hidden_size + (second.hidden_size if second else 0)
+    pooled = (second.projection_dim or 0) if second else 0
+    takes = (unet.in_channels, unet.cross_attention_dim, unet.pooled_features)
+    gives = (vae.latent_channels, width, pooled)
+    if takes != gives:
+        names = ("latent channels", "text of width", "pooled text of width")
+        wrong = [
+            f"{name} {a}, not {b}" for name, a, b in zip(names, takes, gives, strict=True) if a != b
+        ]
         raise UserError(
-            f"{where}: the parts do not fit each other: the UNet takes {unet.in_channels} latent "
-            f"channels and text of width {unet.cross_attention_dim}, the autoencoder and the text "
-            f"encoder give {vae.latent_channels} and {text.hidden_size}"
+            f"{where}: the parts do not fit each other: the UNet takes {'; '.join(wrong)} as the "
+            "autoencoder and the text encoders give"
         )
     betas = scheduler_betas(configs["scheduler"], f"{where}/{CONFIGS['scheduler']}")
-    return Architecture(unet, vae, text, betas)
+    return Architecture(unet, vae, text, betas, second)
 
 
 @dataclass(frozen=True)
@@ -168,6 +188,8 @@ def shapes(part: Part, arch: Architecture) -> dict[str, Any]:
         return vae_shapes(arch.vae)
     if part == "text_encoder":
         return text_encoder_shapes(arch.text)
+    if part == "text_encoder_2":
+        return text_encoder_shapes(arch.text_2) if arch.text_2 else {}
     return unet_shapes((unguided(arch) if part == "denoiser" else arch).unet)
 
 
@@ -189,6 +211,52 @@ def read_parts(folder: Path, names: Iterable[Part]) -> dict[Part, Tree]:
     """Parts of a model folder that training wrote, see `read_part`."""
     arch = read_blueprint(folder).architecture
     return {name: read_part(name, folder / PARTS[name], arch) for name in names}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model of SD1.x or SDXL, as it is published: before any distillation of this
+    package's."""
+
+    architecture: Architecture
+    unet: Tree
+    vae: Tree
+    texts: tuple[Tree, ...]
+    """Of one text encoder or two."""
+    tokenizers: tuple[Path, ...]
+    """Their folders."""
+    zero_negative: bool
+    """Whether the unconditional half of guidance without a negative prompt is told zeros and not
+    the empty prompt."""
+
+
+def read_base(pipeline: Path) -> Base:
+    """A base model from its diffusers folder; weights numpy float32.
+
+    Raises:
+        UserError: files are missing, damaged, not supported or do not fit; the message names them.
+    """
+    if not pipeline.is_dir():
+        raise UserError(f"{pipeline} is not a folder")
+    held = contents(pipeline)
+    networks = [name for name in held.configs if name != "scheduler"]
+    if lacks := held.lacking(pipeline, networks):
+        raise UserError(f"{pipeline} has missing files: {'; '.join(lacks)}")
+    arch = architecture(read_configs(pipeline), str(pipeline))
+
+    def read(part: Part) -> Tree:
+        return read_part(part, network_file(pipeline, part), arch)
+
+    texts: list[Part] = ["text_encoder", "text_encoder_2"]
+    index = read_json(pipeline / INDEX) if (pipeline / INDEX).is_file() else {}
+    return Base(
+        arch,
+        read("unet"),
+        read("vae"),
+        tuple(read(part) for part in texts if part in held.configs),
+        tuple(pipeline / name for name in held.tokenizers),
+        index.get("force_zeros_for_empty_prompt", arch.text_2 is not None) is True,
+    )
 
 
 def with_guidance(unet: UNetConfig, teacher: Mapping[str, Any]) -> UNetConfig:

@@ -9,11 +9,15 @@
     *reverse*.safetensors            LoRA of the backward model
 
 These are the published names. What training writes has them too.
+
+A base model, of SD1.x or SDXL, is one such diffusers folder with the UNet in it, wherever it lies.
 """
 
 import glob
 import hashlib
 import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -21,9 +25,9 @@ import filelock
 
 from ie_jax.errors import UserError
 from ie_jax.weights.download import files_like, home, unpack
-from ie_jax.weights.formats import VARIANTS, names, weight_file
+from ie_jax.weights.formats import VARIANTS, names, read_json, weight_file
 from ie_jax.weights.original import is_checkpoint
-from ie_jax.weights.published import FINE_TUNED, HUB_SD15, PIPELINE_FILES, TEACHER, Files
+from ie_jax.weights.published import FINE_TUNED, HUB_SD15, TEACHER, Files
 
 PIPELINE = HUB_SD15.rpartition("/")[2]
 CONFIGS = {
@@ -32,7 +36,18 @@ CONFIGS = {
     "text_encoder": "text_encoder/config.json",
     "scheduler": "scheduler/scheduler_config.json",
 }
-NETWORKS = {"vae": ("diffusion_pytorch_model",), "text_encoder": ("model", "pytorch_model")}
+SECOND = {"text_encoder_2": "text_encoder_2/config.json"}
+"""What SDXL has beside them."""
+INDEX = "model_index.json"
+NETWORKS = ("vae", "text_encoder")
+"""What a pair of models takes from a pipeline's folder."""
+DIFFUSERS, TRANSFORMERS = ("diffusion_pytorch_model",), ("model", "pytorch_model")
+STEMS = {
+    "unet": DIFFUSERS,
+    "vae": DIFFUSERS,
+    "text_encoder": TRANSFORMERS,
+    "text_encoder_2": TRANSFORMERS,
+}
 """How the weights of the networks in the pipeline's folder are called, without their ends."""
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -42,7 +57,16 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
 )
 
-Part = Literal["vae", "text_encoder", "denoiser", "unet", "forward", "backward", "fine_tuned"]
+Part = Literal[
+    "vae",
+    "text_encoder",
+    "text_encoder_2",
+    "denoiser",
+    "unet",
+    "forward",
+    "backward",
+    "fine_tuned",
+]
 PARTS: dict[Part, str] = {
     "vae": f"{PIPELINE}/vae/diffusion_pytorch_model.safetensors",
     "text_encoder": f"{PIPELINE}/text_encoder/model.safetensors",
@@ -54,6 +78,54 @@ PARTS: dict[Part, str] = {
 }
 """Where training writes each part of a model. `denoiser` is the UNet before guidance distillation,
 `unet` the one after it; `fine_tuned` is the forward model after cycle fine-tuning."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a diffusers folder should hold, as paths in it."""
+
+    configs: Mapping[str, str]
+    tokenizers: tuple[str, ...]
+
+    def lacking(self, pipeline: Path, networks: Iterable[str]) -> list[str]:
+        """Its configs, tokenizers and weights of `networks` that are not there, in words."""
+        lacks = [name for name in self.configs.values() if not (pipeline / name).is_file()]
+        for part in networks:
+            try:
+                network_file(pipeline, part)
+            except UserError as error:
+                lacks.append(str(error).removeprefix(f"{pipeline}/"))
+        for name in self.tokenizers:
+            lacks += [f"{name}/{file}" for file in lacks_tokenizer(pipeline / name)]
+        return lacks
+
+
+ONE_TEXT = Contents(CONFIGS, ("tokenizer",))
+TWO_TEXTS = Contents(CONFIGS | SECOND, ("tokenizer", "tokenizer_2"))
+CLASSES = {
+    "StableDiffusionPipeline": ONE_TEXT,
+    "StableDiffusionImg2ImgPipeline": ONE_TEXT,
+    "LatentConsistencyModelPipeline": ONE_TEXT,
+    "StableDiffusionXLPipeline": TWO_TEXTS,
+    "StableDiffusionXLImg2ImgPipeline": TWO_TEXTS,
+}
+
+
+def contents(pipeline: Path) -> Contents:
+    """By the class that the folder's index names, where it has one, else by its folders.
+
+    Raises:
+        UserError: the index is damaged or names another class.
+    """
+    if not (pipeline / INDEX).is_file():
+        return TWO_TEXTS if (pipeline / "text_encoder_2").is_dir() else ONE_TEXT
+    name = read_json(pipeline / INDEX).get("_class_name")
+    if not isinstance(name, str) or name not in CLASSES:
+        raise UserError(
+            f"{pipeline / INDEX}: _class_name = {name!r} is not supported (only "
+            f"{', '.join(CLASSES)})"
+        )
+    return CLASSES[name]
 
 
 def find_files(folder: Path, *, forward: str | None = None, backward: str | None = None) -> Files:
@@ -74,19 +146,9 @@ def find_files(folder: Path, *, forward: str | None = None, backward: str | None
     folder = folder.expanduser().absolute()
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    problems = [
-        f"{PIPELINE}/{name}"
-        for name in PIPELINE_FILES
-        if name.endswith("config.json") and not name.startswith("tokenizer/")
-        if not (folder / PIPELINE / name).is_file()
-    ]
-    for part in NETWORKS:
-        try:
-            network_file(folder / PIPELINE, part)
-        except UserError as error:
-            problems.append(str(error).removeprefix(f"{folder}/"))
-    lacking = lacks_tokenizer(folder / PIPELINE / "tokenizer")
-    problems += [f"{PIPELINE}/tokenizer/{name}" for name in lacking]
+    pipeline = folder / PIPELINE
+    lacks = contents(pipeline).lacking(pipeline, NETWORKS)
+    problems = [f"{PIPELINE}/{name}" for name in lacks]
 
     def choose(archives: str, *preferences: str) -> Path:
         """The one file that matches the first preference that any file matches."""
@@ -105,7 +167,7 @@ def find_files(folder: Path, *, forward: str | None = None, backward: str | None
     forwards = [glob.escape(forward)] if forward else [FINE_TUNED, "*forward*.safetensors"]
     backwards = [glob.escape(backward)] if backward else ["*reverse*.safetensors"]
     files = Files(
-        pipeline=folder / PIPELINE,
+        pipeline=pipeline,
         teacher=teacher,
         forward=choose("iCD-SD15*.tar.gz", *forwards),
         backward=choose("iCD-SD15*.tar.gz", *backwards),
@@ -149,13 +211,13 @@ def unpacked_folder(archive: Path) -> Path:
 
 
 def network_file(pipeline: Path, part: str) -> Path:
-    """The weights of a part of `NETWORKS` in a diffusers folder, or else a single-file checkpoint
+    """The weights of a part of `STEMS` in a diffusers folder, or else a single-file checkpoint
     there or beside it.
 
     Raises:
         UserError: there are none; the message says what lies there.
     """
-    folder, stems = pipeline / part, NETWORKS[part]
+    folder, stems = pipeline / part, STEMS[part]
     if (path := weight_file(folder, *stems)) is not None:
         return path
     for path in sorted([*pipeline.glob("*.*"), *pipeline.parent.glob("*.*")]):

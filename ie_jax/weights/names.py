@@ -27,8 +27,8 @@ def transposed(x: np.ndarray) -> np.ndarray:
 
 
 def oihw_to_hwio(x: np.ndarray) -> np.ndarray:
-    """A convolution's kernel as JAX lays it out."""
-    return x.transpose(2, 3, 1, 0)
+    """A convolution's kernel as JAX lays it out; a matrix, as SDXL's projections are, likewise."""
+    return x.T if x.ndim == 2 else x.transpose(2, 3, 1, 0)
 
 
 def pointwise_to_dense(x: np.ndarray) -> np.ndarray:
@@ -107,6 +107,7 @@ TEXT_ENCODER: tuple[Rule, ...] = (
     ),
     rule(rf"{MODEL}(final_layer_norm)\.weight", "{}/scale"),
     rule(rf"{MODEL}(final_layer_norm)\.bias", "{}/bias"),
+    rule(r"(text_projection)\.weight", "{}/kernel", transposed),
 )
 
 SUFFIXES = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}

@@ -32,6 +32,37 @@ SD15 = {
 }
 
 
+# What SDXL's published unet/config.json has beside it
+SDXL_ADDED = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+SDXL = SDXL_ADDED | {
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "cross_attention_dim": 2048,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "sample_size": 128,
+    "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "use_linear_projection": True,
+}
+
+
+def test_sdxl() -> None:
+    config = unet_config(SD15 | SDXL)
+    assert (config.heads, config.transformer_layers) == ((5, 10, 20), (1, 2, 10))
+    assert (config.size_features, config.pooled_features) == (256, 1280)
+
+
+def test_a_second_text_encoder_is_known_by_its_class() -> None:
+    config = RANDOM_CONFIGS["text_encoder"] | {"projection_dim": 20}
+    assert text_config(config).projection_dim is None
+    second = config | {"architectures": ["CLIPTextModelWithProjection"]}
+    assert text_config(second).projection_dim == 20
+
+
 def test_sd15() -> None:
     config = unet_config(SD15)
     assert config.heads == (8, 8, 8, 8)  # a number of heads, despite the key's name
@@ -50,7 +81,16 @@ def test_heads_by_level() -> None:
     ("change", "named"),
     [
         ({"act_fn": "gelu"}, "act_fn"),
-        ({"use_linear_projection": True}, "use_linear_projection"),
+        ({"use_linear_projection": 1}, "use_linear_projection"),
+        ({"transformer_layers_per_block": [1, 2]}, "transformer_layers_per_block"),
+        ({"transformer_layers_per_block": [[1, 2], 1, 1, 1]}, "transformer_layers_per_block"),
+        ({"addition_embed_type": "text_image"}, "addition_embed_type"),
+        ({"addition_embed_type": "text_time"}, "projection_class_embeddings_input_dim"),
+        ({"addition_time_embed_dim": 256}, "addition_time_embed_dim"),
+        (
+            SDXL_ADDED | {"projection_class_embeddings_input_dim": 1536},
+            "projection_class_embeddings_input_dim",
+        ),
         ({"class_embed_type": "timestep"}, "class_embed_type"),
         ({"brand_new_key": 1}, "brand_new_key"),
         ({"down_block_types": ["AttnDownBlock2D"] * 4}, "AttnDownBlock2D"),

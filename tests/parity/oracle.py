@@ -59,6 +59,20 @@ UNETS: dict[str, dict[str, Any]] = {
         "flip_sin_to_cos": False,
         "freq_shift": 1,
     },
+    "sdxl in small": {
+        **blocks(PLAIN, CROSS),
+        "block_out_channels": [16, 32],
+        "layers_per_block": 1,
+        "attention_head_dim": [2, 4],
+        "transformer_layers_per_block": [1, 2],
+        "use_linear_projection": True,
+        "cross_attention_dim": 24,
+        "norm_num_groups": 8,
+        "time_cond_proj_dim": 64,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 68,
+    },
 }
 
 

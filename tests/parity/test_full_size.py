@@ -17,6 +17,7 @@ from ie_jax.weights.convert import convert
 from ie_jax.weights.names import TEXT_ENCODER
 from ie_jax.weights.names import UNET as UNET_NAMES
 from ie_jax.weights.names import VAE as VAE_NAMES
+from tests.models.test_architecture import SD15, SDXL
 from tests.parity.oracle import (
     arrays,
     diffusers,
@@ -64,6 +65,11 @@ def test_unet() -> None:
     assert relative(eps, nhwc(expected)) <= BOUND
 
 
+def test_sdxl_has_the_published_number_of_weights() -> None:
+    config = unet_config(SD15 | SDXL)
+    assert sum(x.size for x in jax.tree.leaves(unet_shapes(config))) == 2_567_463_684
+
+
 def test_vae() -> None:
     upstream = randomised(diffusers.AutoencoderKL.from_config(SIZES["sd15"].vae))
     config = vae_config(SIZES["sd15"].vae)
@@ -94,5 +100,5 @@ def test_text_encoder() -> None:
     shapes = text_encoder_shapes(config)
     params = convert(arrays(upstream.state_dict()), TEXT_ENCODER, shapes, "upstream")
     del upstream
-    found = apply(lambda p, ids: TextEncoder(config).apply({"params": p}, ids), params, ids)
-    assert relative(found, expected) <= BOUND
+    found: Any = apply(lambda p, ids: TextEncoder(config).apply({"params": p}, ids), params, ids)
+    assert relative(found.last, expected) <= BOUND

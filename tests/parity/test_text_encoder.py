@@ -33,6 +33,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "hidden_act": "gelu",
         "max_position_embeddings": 20,
         "layer_norm_eps": 1e-3,
+        "architectures": ["CLIPTextModelWithProjection"],
+        "projection_dim": 12,
     },
 }
 
@@ -49,7 +51,8 @@ class Case(NamedTuple):
 @pytest.fixture(scope="module", params=CONFIGS)
 def case(request: pytest.FixtureRequest) -> Case:
     values = CONFIGS[request.param]
-    upstream = randomised(transformers.CLIPTextModel(transformers.CLIPTextConfig(**values)))
+    kind = getattr(transformers, values.get("architectures", ["CLIPTextModel"])[0])
+    upstream = randomised(kind(transformers.CLIPTextConfig(**values)))
     state = arrays(upstream.state_dict())
     state = {name.removeprefix("text_model."): x for name, x in state.items()}
     config = text_config(values)
@@ -57,13 +60,20 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(upstream, state, config, params)
 
 
-def test_last_hidden_state(case: Case) -> None:
-    length, vocabulary = case.config.max_position_embeddings, case.config.vocab_size
-    ids = np.random.default_rng(0).integers(0, vocabulary, (2, length), np.int32)
+def test_what_it_gives(case: Case) -> None:
+    """The end token stands at several places of a text, of which the first one counts."""
+    length, end = case.config.max_position_embeddings, case.config.eos_token_id
+    ids = np.random.default_rng(0).integers(0, end, (2, length), np.int32)
+    ids[0, 5:7] = ids[1, 3] = end
     with torch.no_grad():
-        expected = case.upstream(torch.from_numpy(ids)).last_hidden_state
+        expected = case.upstream(torch.from_numpy(ids), output_hidden_states=True)
     found = jax.jit(TextEncoder(case.config).apply)({"params": case.params}, ids)
-    assert relative(found, expected) <= 1e-5
+    assert relative(found.last, expected.last_hidden_state) <= 1e-5
+    assert relative(found.penultimate, expected.hidden_states[-2]) <= 1e-5
+    if case.config.projection_dim:
+        assert relative(found.pooled, expected.text_embeds) <= 1e-5
+    else:
+        assert found.pooled is None
 
 
 @pytest.mark.parametrize("buffer", [False, True])
@@ -71,6 +81,7 @@ def test_names_of_older_files(case: Case, buffer: bool) -> None:
     """A prefix, and a buffer of positions that is no weight."""
     positions = {"embeddings.position_ids": np.arange(case.config.max_position_embeddings)[None]}
     state = case.state | (positions if buffer else {})
-    state = {f"text_model.{name}": x for name, x in state.items()}
+    projection = ("text_projection",)
+    state = {f"{'' if k.startswith(projection) else 'text_model.'}{k}": x for k, x in state.items()}
     found = convert(state, TEXT_ENCODER, text_encoder_shapes(case.config), "older")
     jax.tree.map(np.testing.assert_array_equal, found, case.params)

@@ -1,13 +1,14 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ie_jax.models.architecture import UNetConfig, unet_config
 from ie_jax.models.attention import probabilities
 from ie_jax.models.shapes import unet_shapes
-from ie_jax.models.unet import Out, UNet
+from ie_jax.models.unet import AnyContext, Conditions, Out, UNet
 from ie_jax.weights.convert import convert
 from ie_jax.weights.names import UNET
 from tests.parity.oracle import (
@@ -54,7 +55,14 @@ def compare(upstream: Any, config: UNetConfig, latent: tuple[int, int], w: list[
     b = len(w)
     z = normal(1, b, *latent, config.in_channels)
     t = np.linspace(999, 19, b).astype(np.int32)
-    context = normal(2, b, 7, config.cross_attention_dim)
+    text = normal(2, b, 7, config.cross_attention_dim)
+    context: AnyContext = jnp.asarray(text)
+    told: dict[str, Any] = {}
+    if config.size_features:
+        pooled = normal(3, b, config.pooled_features)
+        sizes = np.array([[64, 96, 0, 8, 64, 64]] * b, np.float32)
+        context = Conditions(*map(jnp.asarray, (text, pooled, sizes)))
+        told = {"text_embeds": torch.from_numpy(pooled), "time_ids": torch.from_numpy(sizes)}
     scale = np.asarray(w, np.float32)
 
     maps: list[Any] = []
@@ -69,8 +77,9 @@ def compare(upstream: Any, config: UNetConfig, latent: tuple[int, int], w: list[
         expected = upstream(
             nchw(z),
             torch.from_numpy(t),
-            torch.from_numpy(context),
+            torch.from_numpy(text),
             timestep_cond=guidance(scale, width) if width else None,
+            added_cond_kwargs=told,
         ).sample
 
     params = convert(arrays(upstream.state_dict()), UNET, unet_shapes(config), "upstream")

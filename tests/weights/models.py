@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from ie_jax.models.lora import lora_shapes
-from ie_jax.weights.folder import architecture, shapes
-from ie_jax.weights.layout import CONFIGS, PIPELINE, Part
+from ie_jax.weights.convert import write_network
+from ie_jax.weights.folder import TABLES, architecture, shapes
+from ie_jax.weights.layout import CONFIGS, INDEX, PIPELINE, STEMS, TWO_TEXTS, Part
 from ie_jax.weights.untrained import RANDOM_CONFIGS, write_byte_tokenizer
 
 METADATA = {"trained_on": "made-up pictures", "steps": "3"}
@@ -24,6 +25,59 @@ def write_plan(folder: Path) -> Path:
         path.write_text(json.dumps(RANDOM_CONFIGS[name]), encoding="utf-8")
     write_byte_tokenizer(folder / PIPELINE / "tokenizer")
     return folder
+
+
+SDXL: dict[str, dict[str, Any]] = {
+    "unet": {
+        "block_out_channels": [8, 16],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        "layers_per_block": 1,
+        "attention_head_dim": [2, 4],
+        "transformer_layers_per_block": [1, 2],
+        "use_linear_projection": True,
+        "cross_attention_dim": 56,
+        "norm_num_groups": 4,
+        "sample_size": 16,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 60,
+    },
+    "text_encoder_2": {
+        "architectures": ["CLIPTextModelWithProjection"],
+        "vocab_size": 514,
+        "hidden_size": 24,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "hidden_act": "gelu",
+        "projection_dim": 12,
+    },
+}
+"""What SDXL's networks have otherwise."""
+
+
+def write_sdxl(folder: Path) -> dict[str, Any]:
+    """A base model of SDXL's kind, as diffusers writes its float16 variant; returns its parts."""
+    index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
+    configs = RANDOM_CONFIGS | SDXL
+    arch = architecture(configs, "")
+    rng = np.random.default_rng(0)
+    parts: tuple[Part, ...] = ("unet", "vae", "text_encoder", "text_encoder_2")
+    trees: dict[str, Any] = {}
+    for name, file in TWO_TEXTS.configs.items():
+        (folder / file).parent.mkdir(parents=True)
+        (folder / file).write_text(json.dumps(configs[name]), encoding="utf-8")
+    for part in parts:
+        trees[part] = jax.tree.map(
+            lambda x: rng.standard_normal(x.shape).astype(np.float16), shapes(part, arch)
+        )
+        path = folder / part / f"{STEMS[part][0]}.fp16.safetensors"
+        write_network(path, trees[part], TABLES[part], "float16")
+    for name in TWO_TEXTS.tokenizers:
+        write_byte_tokenizer(folder / name)
+    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    return trees
 
 
 @cache

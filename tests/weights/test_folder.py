@@ -10,11 +10,11 @@ import pytest
 
 from ie_jax.errors import UserError
 from ie_jax.weights.convert import flatten
-from ie_jax.weights.folder import read_blueprint, read_parts, unguided, write_parts
+from ie_jax.weights.folder import read_base, read_blueprint, read_parts, unguided, write_parts
 from ie_jax.weights.formats import read_metadata
-from ie_jax.weights.layout import PARTS, PIPELINE, Part, find_files, model_files
+from ie_jax.weights.layout import INDEX, PARTS, PIPELINE, Part, find_files, model_files
 from ie_jax.weights.load import facts_before_loading, load_pipeline
-from tests.weights.models import METADATA, small_parts, write_plan
+from tests.weights.models import METADATA, small_parts, write_plan, write_sdxl
 
 STAGES: tuple[tuple[Part, ...], ...] = (
     ("vae",),
@@ -169,3 +169,43 @@ def test_a_full_folder_is_loaded(
     assert_same(pipeline.weights.forward, small_parts()["fine_tuned"])
     for part in ("unet", "vae", "text_encoder", "backward"):
         assert_same(getattr(pipeline.weights, part), small_parts()[part])
+
+
+def test_a_base_model_of_sdxl(tmp_path: Path) -> None:
+    parts = write_sdxl(tmp_path / "base")
+    base = read_base(tmp_path / "base")
+    for found, part in zip((base.unet, base.vae, *base.texts), parts, strict=True):
+        assert_same(found, parts[part])
+    assert [path.name for path in base.tokenizers] == ["tokenizer", "tokenizer_2"]
+    assert base.zero_negative
+
+
+def test_what_a_base_model_lacks_is_said_at_once(tmp_path: Path) -> None:
+    write_sdxl(tmp_path)
+    for name in ("text_encoder_2/config.json", "tokenizer_2/merges.txt", "unet/config.json"):
+        (tmp_path / name).unlink()
+    (tmp_path / "unet/diffusion_pytorch_model.fp16.safetensors").unlink()
+    with pytest.raises(UserError) as caught:
+        read_base(tmp_path)
+    names = ("text_encoder_2/config.json", "tokenizer_2/merges.txt", "unet/config.json")
+    for name in (*names, "unet/diffusion_pytorch_model.safetensors"):
+        assert name in str(caught.value)
+    assert "vae" not in str(caught.value)
+    with pytest.raises(UserError, match="not a folder"):
+        read_base(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "named"),
+    [
+        (INDEX, {"_class_name": "StableDiffusion3Pipeline"}, "StableDiffusion3Pipeline"),
+        ("text_encoder_2/config.json", {"projection_dim": 16}, "pooled text of width 12, not 16"),
+        ("text_encoder_2/config.json", {"architectures": ["CLIPTextModel"]}, "12, not 0"),
+        ("text_encoder/config.json", {"hidden_size": 16}, "text of width 56, not 40"),
+    ],
+)
+def test_base_models_that_do_not_fit(tmp_path: Path, file: str, change: Any, named: str) -> None:
+    write_sdxl(tmp_path)
+    (tmp_path / file).write_text(json.dumps(json.loads((tmp_path / file).read_text()) | change))
+    with pytest.raises(UserError, match=named):
+        read_base(tmp_path)
