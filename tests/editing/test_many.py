@@ -159,7 +159,7 @@ def kill_and_resume(photos: Path, tmp_path: Path, kills: int) -> None:
     assert not list(parts.glob(".*"))
 
 
-@pytest.mark.long("two processes edit at a time")
+@pytest.mark.slow
 def test_two_processes_share_the_work(photos: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -98,7 +98,7 @@ def one(argv: Sequence[str]) -> None:
     folder, steps, log_every, *others = argv
     if others:
         jax.distributed.initialize(others[0], int(others[1]), int(others[2]))
-    state = fit(Path(folder), int(steps), log_every=int(log_every), say=say)
+    state = fit(Path(folder), int(steps), log_every=int(log_every), pictures=0, say=say)
     print(state.params["w"].tolist())
 
 

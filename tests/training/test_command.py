@@ -76,7 +76,7 @@ DISTILLATION = ("--cycle.cycle-weight", "0", "--cycle.preservation-weight", "0")
 """The loss that is compiled the soonest."""
 
 
-@pytest.mark.long("steps on pictures and on latents are two programs")
+@pytest.mark.slow  # two programs; tests/training/stages holds that an example is the same
 def test_training_on_cached_latents_is_training_on_the_pictures(tmp_path: Path) -> None:
     latents = tmp_path / "latents"
     encode_debug_images(latents, "--pixels")
