@@ -50,7 +50,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
             leave(2)
         if problem := missing_platform():
             print_line("error", problem, sys.stderr)
-            sys.exit(2)
+            leave(2)
         raise
     leave(0)
 

@@ -42,6 +42,18 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(grid, (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
 
 
+def batch_size(mesh: Mesh, asked: int | None) -> int:
+    """How many images a batch has: as many as asked for, else one for each device.
+
+    Raises:
+        UserError: they cannot be shared out evenly.
+    """
+    size = mesh.size if asked is None else asked
+    if size < 1 or size % mesh.size:
+        raise UserError(f"--batch-size {size} must be a multiple of the {mesh.size} devices")
+    return size
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, WHOLE)

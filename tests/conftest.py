@@ -87,13 +87,19 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+def recordings(kind: str = "") -> Path:
+    """A folder of recorded data: the published code's, or of another kind beside it."""
+    folder = Path(os.environ.get("IE_JAX_GOLDENS") or ROOT.parent / "shared" / "goldens")
+    folder = folder.parent / f"goldens-{kind}" if kind else folder
+    if not folder.is_dir():
+        pytest.skip(f"needs the recorded data in {folder}: set IE_JAX_GOLDENS")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def goldens() -> Path:
     """The folder of data recorded from the published code."""
-    folder = Path(os.environ.get("IE_JAX_GOLDENS") or ROOT.parent / "shared" / "goldens")
-    if not folder.is_dir():
-        pytest.skip("needs the recorded data: set IE_JAX_GOLDENS to its folder")
-    return folder
+    return recordings()
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import numpy as np
 from ie_jax.data.images import read_rgb
 from ie_jax.evaluation import coco, pie_bench
 from ie_jax.evaluation.metrics import clip, image_reward
+from ie_jax.evaluation.metrics.masks import SIDE
 from ie_jax.evaluation.metrics.networks import IMAGENET_MEAN, IMAGENET_STD, prepared
 from ie_jax.evaluation.metrics.perceptual import lpips_terms
 from ie_jax.evaluation.metrics.pixels import truncated
@@ -156,7 +157,7 @@ class MetricRecording:
         results = self.bench / "output" / method
         return Pair(
             read_rgb(pie_bench.picture(self.bench, item), item.image),
-            pie_bench.read_result(pie_bench.picture(results, item)),
+            last_square(pie_bench.picture(results, item)),
             item.source,
             item.target,
             item.mask,
@@ -165,6 +166,12 @@ class MetricRecording:
     def measured(self, metric: str, pairs: Iterable[Pair]) -> np.ndarray:
         """A metric of several pairs."""
         return np.array([METRICS[metric](self.judges, pair) for pair in pairs])
+
+
+def last_square(path: Path) -> np.ndarray:
+    """A method's recorded result, uint8 (512, 512, 3): of a strip of several pictures the last."""
+    pixels = read_rgb(path, str(path))
+    return pixels[-SIDE:, -SIDE:] if pixels.shape[0] != pixels.shape[1] else pixels
 
 
 class Antialiased(Structure):

@@ -1,11 +1,10 @@
 """Conformance of the methods that the paper compares with: recordings of their original code."""
 
-import os
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import recordings
 from tests.test_conformance import passes
 
 pytestmark = pytest.mark.usefixtures("optimised")
@@ -14,11 +13,7 @@ pytestmark = pytest.mark.usefixtures("optimised")
 @pytest.fixture(scope="session")
 def baselines() -> Path:
     """The folder of these recordings: beside the other ones."""
-    goldens = Path(os.environ.get("IE_JAX_GOLDENS") or ROOT.parent / "shared" / "goldens")
-    folder = goldens.parent / "goldens-baselines"
-    if not folder.is_dir():
-        pytest.skip(f"needs the recorded data of other methods in {folder}")
-    return folder
+    return recordings("baselines")
 
 
 def test_tables_of_prompts(baselines: Path) -> None:

@@ -1,11 +1,10 @@
 """Conformance of the metrics: recordings of the code that published numbers come from."""
 
-import os
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import recordings
 from tests.test_conformance import passes
 
 pytestmark = pytest.mark.usefixtures("optimised")
@@ -15,11 +14,7 @@ pytestmark = pytest.mark.usefixtures("optimised")
 def metrics() -> Path:
     """The folder of these recordings: beside the other ones."""
     pytest.importorskip("torch", reason="needs torch: pip install 'ie_jax[evaluation]'")
-    goldens = Path(os.environ.get("IE_JAX_GOLDENS") or ROOT.parent / "shared" / "goldens")
-    folder = goldens.parent / "goldens-metrics"
-    if not folder.is_dir():
-        pytest.skip(f"needs the recorded metrics in {folder}")
-    return folder
+    return recordings("metrics")
 
 
 @pytest.mark.long("imports torch and transformers, runs five networks")

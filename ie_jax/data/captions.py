@@ -56,8 +56,8 @@ def lines_of(path: Path, most: int = MOST_TABLE) -> Iterator[str]:
         raise UserError(f"{path}: cannot be read: {problem}") from error
 
 
-def read_objects(path: Path, holds: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines of a `.jsonl` file, an object each, and where each stands.
+def read_objects(path: Path, holds: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """The lines of a `.jsonl` file, an object each: number, place for messages, and object.
 
     Args:
         holds: what an object must have, for messages.
@@ -75,7 +75,7 @@ def read_objects(path: Path, holds: str) -> Iterator[tuple[str, dict[str, Any]]]
             raise UserError(f"{where}: is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise UserError(f"{where}: must be an object with {holds}")
-        yield where, values
+        yield number, where, values
 
 
 def text_captions(path: Path) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ def text_captions(path: Path) -> tuple[str, ...]:
 def read_jsonl(path: Path) -> Iterator[Row]:
     """Rows of a table with an object per line. A caption may be a list of several."""
     columns: tuple[str, str] | None = None
-    for where, values in read_objects(path, "file_name and text"):
+    for _, where, values in read_objects(path, "file_name and text"):
         if columns is None:
             columns = named_columns(list(values), where)
         file, captions = (values.get(column) for column in columns)

@@ -17,7 +17,7 @@ from ie_jax.config import parse
 from ie_jax.data.images import load_image, preprocess
 from ie_jax.data.panels import side_by_side
 from ie_jax.data.world import caption, draw_edit, draw_scene, render
-from ie_jax.devices import join, local_mesh, part
+from ie_jax.devices import batch_size, join, local_mesh, part
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor, EditResult, schedule_of
 from ie_jax.editing.images import (
@@ -30,7 +30,6 @@ from ie_jax.editing.jobs import jobs_of_folder, jobs_of_list
 from ie_jax.editing.many import edit_many
 from ie_jax.errors import UserError
 from ie_jax.methods.inverse_and_edit import Inversion
-from ie_jax.methods.table import METHODS, settled
 from ie_jax.products import check_free, leave
 from ie_jax.progress import Stages
 from ie_jax.weights.facts import WORLD, Facts
@@ -156,7 +155,8 @@ def edit_one(request: EditRequest, config: EditConfig, given: Sequence[str]) -> 
         images[panel] = side_by_side(panels)
     with stages("write"):
         contents = {path: encoded(image, path) for path, image in images.items()}
-    leave(contents, record, settings(request, config, stages, result, given))
+    facts_of_run = settings(request, config, stages, result, given)
+    leave(contents, record, {**facts_of_run, "network_calls": editor.network_calls})
     if config.model == RANDOM:
         print(f"model {RANDOM!r}: small and UNTRAINED, so the result is noise; see --model")
     print("wrote", *pictures, record)
@@ -183,9 +183,7 @@ def edit_all(request: EditRequest, config: EditConfig, given: Sequence[str]) -> 
     join(request.distributed, request.coordinator, request.processes, request.process_id)
     facts = check_model(config)
     mesh = local_mesh()
-    size = mesh.size if request.batch_size is None else request.batch_size
-    if size < 1 or size % mesh.size:
-        raise UserError(f"--batch-size {size} must be a multiple of the {mesh.size} devices")
+    size = batch_size(mesh, request.batch_size)
     main = jax.process_index() == 0
     if main:
         advise(facts, config, given)
@@ -295,20 +293,11 @@ def settings(
         "request": asdict(request),
         "given": list(given),
         "config": asdict(config),
-        "evaluations": evaluations(config),
         "diagnostics": {name: x.tolist() for name, x in diagnostics.items()},
         "seconds": {name: round(value, 3) for name, value in stages.seconds.items()},
         "versions": versions(),
         "device": {"platform": device.platform, "kind": device.device_kind},
     }
-
-
-def evaluations(config: EditConfig) -> int | None:
-    """Of the network, for one edit by another method, at most; None for ours, where the settings
-    tell."""
-    if config.method == "ours":
-        return None
-    return METHODS[config.method].evaluations(settled(config.method, config.baseline))
 
 
 def versions() -> dict[str, str]:

@@ -163,7 +163,8 @@ class Editor:
             )
             for name, at in where.items()
         }
-        self.programs["text"] = Program("text", partial(embedding, self.models), announce)
+        if config.method == "infedit":
+            self.programs["text"] = Program("text", partial(embedding, self.models), announce)
 
     @classmethod
     def from_pretrained(
@@ -190,6 +191,15 @@ class Editor:
         with announce(f"load {name}"):
             pipeline = load_pipeline(name, config.forward, config.backward, offline, progress)
         return cls(pipeline, config, announce, mesh)
+
+    @property
+    def network_calls(self) -> int:
+        """Of the UNet for one edit of an image, at most, each item of a batch counted."""
+        if self.config.method != "ours":
+            chosen = settled(self.config.method, self.config.baseline)
+            return METHODS[self.config.method].evaluations(chosen)
+        # Inversion and generation; guided, also the passes of inversion and source.
+        return self.schedule.steps * (4 if self.config.guiders else 2)
 
     def load(self, image: Picture) -> np.ndarray:
         """A picture as uint8 (height, width, 3) of a size that the networks take.
@@ -369,7 +379,7 @@ class Editor:
         return result
 
     def embedding(self, text: str) -> np.ndarray:
-        """A prompt's embedding, (tokens, width)."""
+        """A prompt's embedding, (tokens, width), for InfEdit."""
         return np.asarray(self.programs["text"](self.weights, self.ids([text]))[0])
 
     def edit_arguments(

@@ -101,8 +101,7 @@ def jobs_of_list(path: Path, seed: int) -> list[Job]:
         UserError: it cannot be read, a line is not such an object, or two have one name.
     """
     jobs = []
-    for where, values in read_objects(path, "image, source and target"):
-        number = int(where.rpartition(" ")[2])
+    for number, where, values in read_objects(path, "image, source and target"):
         jobs.append(job_of(build(Line, values, where), where, number, path.parent, seed))
     if not jobs:
         raise UserError(f"{path}: holds no edits")

@@ -68,8 +68,8 @@ def edit_many(
         batch_size: images at once, a multiple of the editor's devices.
         config: the settings, as JSON has them, kept in each record. A result of others is made
             again.
-        notes: what else each record says, beside `seconds`, an image's part of its batch; not of
-            the first, in which the program is compiled.
+        notes: what else each record says, beside `network_calls` and `seconds`, an image's part of
+            its batch; not of the first, in which the program is compiled.
         overwrite: replace files that are not of this program.
         panels: also write NAME-side-by-side.png.
         load: reads a picture; None: the editor does.
@@ -95,7 +95,7 @@ def edit_many(
         bar.update()
 
     with bar:
-        compiled, taken = False, dict[str, float]()
+        compiled, taken = False, dict[str, float](network_calls=editor.network_calls)
         read = ahead(lambda job: loaded(load or editor.load, job), todo, READERS + batch_size)
         for batch in batches(read, batch_size, passed_over):
             start = time.perf_counter()

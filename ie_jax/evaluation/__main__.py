@@ -15,7 +15,7 @@ from ie_jax.cli import run
 from ie_jax.config import parse
 from ie_jax.editing.images import check_place, write_errors
 from ie_jax.errors import UserError
-from ie_jax.evaluation.benchmarks import photos, pie
+from ie_jax.evaluation.protocols import photos, pie
 from ie_jax.evaluation.report import write, write_plots, write_sheets, write_tables
 from ie_jax.evaluation.world import WorldConfig, check_seed, evaluate
 from ie_jax.products import OWN, check_folder

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ie_jax.data.images import read_rgb
 from ie_jax.errors import UserError
-from ie_jax.evaluation.metrics.masks import SIDE, decode_mask
+from ie_jax.evaluation.metrics.masks import decode_mask
 from ie_jax.files import parse_json, read_bytes
 
 MAPPING, PICTURES = "mapping_file.json", "annotation_images"
@@ -98,17 +97,5 @@ def plain(prompt: str) -> str:
 
 
 def picture(folder: Path, item: Item) -> Path:
-    """Where an edit's picture lies in PIE-Bench's folder, or in that of a method's results."""
+    """Where an edit's picture lies in PIE-Bench's folder, or in one laid out like it."""
     return folder / PICTURES / item.image
-
-
-def read_result(path: Path) -> np.ndarray:
-    """A method's result, uint8 (512, 512, 3): of a strip of several pictures the last.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    pixels = read_rgb(path, str(path))
-    if pixels.shape[0] != pixels.shape[1]:
-        pixels = pixels[-SIDE:, -SIDE:]
-    return pixels

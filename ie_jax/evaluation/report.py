@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from ie_jax.data.panels import side_by_side
 from ie_jax.editing.images import write_errors
 from ie_jax.files import appearing_whole
 
 ZOOM = 2
 """Sheets show each pixel so many times in each direction."""
-HEADER = 20
-"""Pixels above a sheet's pictures, for the columns' names."""
 
 
 @dataclass(frozen=True)
@@ -204,16 +203,10 @@ def sheet(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     Args:
         columns: uint8 (n, h, w, 3) each, of one shape.
     """
-    rows = np.stack(list(columns.values()), axis=1)
-    n, count, height, width, _ = rows.shape
-    joined = rows.transpose(0, 2, 1, 3, 4).reshape(n * height, count * width, 3)
-    large = joined.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
-    canvas = Image.new("RGB", (large.shape[1], large.shape[0] + HEADER), "white")
-    canvas.paste(Image.fromarray(large), (0, HEADER))
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
-    for i, name in enumerate(columns):
-        pen.text((i * width * ZOOM + 4, 3), name, fill="black", font=font)
-    return np.asarray(canvas)
+    large = {name: np.concatenate(list(x)) for name, x in columns.items()}
+    return side_by_side(
+        [(name, x.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)) for name, x in large.items()]
+    )
 
 
 def write_sheets(folder: Path, pictures: Mapping[str, Mapping[str, np.ndarray]]) -> None:

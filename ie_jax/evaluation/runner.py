@@ -35,7 +35,6 @@ from ie_jax.errors import UserError
 from ie_jax.evaluation.metrics.means import Interval, bootstrap, wilson
 from ie_jax.evaluation.metrics.table import Judges, Pair, measured
 from ie_jax.files import appearing_whole, parse_json
-from ie_jax.methods.table import METHODS, settled
 from ie_jax.products import OWN, is_finished, read_record
 
 RUN = "run.json"
@@ -135,7 +134,6 @@ def evaluate_method(
     kept = {line.name: line for line in read_lines(path)}
     # Whatever a kill left at the end would spoil the next line.
     write(path, "".join(map(as_text, kept.values())))
-    calls = network_calls(editor.config, editor.schedule.steps)
 
     def line_of(case: Case) -> Line | None:
         """What there is to tell of a result, None if there is none or it is told already."""
@@ -150,7 +148,9 @@ def evaluate_method(
         pixels = resized(read_rgb(result, str(result)), source.shape[0])
         pair = Pair(source, pixels, case.job.source, case.job.targets[0], case.mask)
         values = {name: as_json(x) for name, x in measured(judges, pair, metrics).items()}
-        return Line(case.job.name, case.kind, digest, facts.get("seconds"), calls, values)
+        return Line(
+            case.job.name, case.kind, digest, facts.get("seconds"), editor.network_calls, values
+        )
 
     found = ahead(line_of, cases, READERS)
     bar = tqdm(found, f"measure {method}", len(cases), unit="image", disable=quiet)
@@ -174,14 +174,6 @@ def resized(picture: np.ndarray, side: int) -> np.ndarray:
     if picture.shape[:2] == (side, side):
         return picture
     return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
-
-
-def network_calls(config: EditConfig, steps: int) -> int:
-    """Of the UNet for one image, at most, each item of a batch counted."""
-    if config.method != "ours":
-        return METHODS[config.method].evaluations(settled(config.method, config.baseline))
-    # Inversion and generation; guided, also the passes of inversion and source.
-    return steps * (4 if config.guiders else 2)
 
 
 def config_of(config: EditConfig, method: str) -> EditConfig:

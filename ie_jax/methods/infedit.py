@@ -201,12 +201,7 @@ def infedit(
         if words is not None:
             summed = summed + blend_maps(out["control"])
             blend = masks_of(words, summed, alpha[t], height, width)
-            wanted, left, both = (mask[..., None] for mask in blend[0])
-            has_words = per_image(jnp.any(words.target_words > 0, axis=1))
-            mixed = jnp.where(has_words, jnp.where(wanted, target, mutual), target)
-            mixed = jnp.where(left, source, mixed)
-            mixed = jnp.where(both & (i == n - 2), mutual, mixed)
-            target = jnp.where(i > 0, mixed, target)
+            target = jnp.where(i > 0, mixed(words, after, blend[0], i == n - 2), target)
         seen = Seen(eps6, after, target, clean[1], blend, out["control"])
         return (jnp.stack([source, target, mutual]), summed), seen
 
@@ -221,6 +216,19 @@ def infedit(
     _, seen = lax.scan(step, (z, none), (jnp.arange(n), t, p, step_noise))
     result: Seen = seen
     return result
+
+
+def mixed(
+    words: Words, after: Float[Array, "3 b h w c"], masks: Bool[Array, "3 b h w"], last: Array
+) -> Latents:
+    """The target with the mutual branch outside of its words and the source around the source's;
+    in the `last` step of them the mutual branch around words of both."""
+    source, target, mutual = after
+    wanted, left, both = (mask[..., None] for mask in masks)
+    has_words = per_image(jnp.any(words.target_words > 0, axis=1))
+    found = jnp.where(has_words, jnp.where(wanted, target, mutual), target)
+    found = jnp.where(left, source, found)
+    return jnp.where(both & last, mutual, found)
 
 
 def masks_of(

@@ -244,12 +244,16 @@ def low_steps(steps: int, offset: int = 1, total: int = 1000) -> int:
 
 
 def all_rolls(
-    key: Array, steps: int, channels: int, side: int, offset: int = 1, renoise: int = 1
+    key: Array, plan: tuple[Zone, Zone], counts: tuple[int, int], channels: int, side: int
 ) -> tuple[Int[Array, "n q s r c m"], ...]:
-    """Random shifts of either zone for `renoise`, of the published number."""
-    low = low_steps(steps, offset)
+    """Random shifts of either zone, of the published number.
+
+    Args:
+        counts: of steps in either zone.
+        side: of the latents.
+    """
     parts: list[Array] = []
-    for zone, count in zip(zones(renoise), (low, steps - low), strict=True):
+    for zone, count in zip(plan, counts, strict=True):
         key, own = jax.random.split(key)
         q = regularisations(zone)
         drawn = draw_rolls(own, count * q, REG_STEPS, ROLLS, channels, side)
@@ -343,20 +347,6 @@ def turbo_inversion_steps(
 def low_turbo_steps(steps: int, total: int = 1000, below: float = 1.0) -> int:
     """How many steps are in the first zone."""
     return int((euler.trailing(steps, total) < min(LOW, total * below)).sum())
-
-
-def turbo_rolls(
-    key: Array, steps: TurboSteps, low: int, plan: tuple[Zone, Zone] = TURBO_ZONES
-) -> tuple[Int[Array, "n q s r c m"], ...]:
-    """Random shifts of either zone, of the published number."""
-    parts: list[Array] = []
-    _, _, side, _, channels = steps.noise.shape
-    for zone, count in zip(plan, (low, len(steps.t) - low), strict=True):
-        key, own = jax.random.split(key)
-        q = regularisations(zone)
-        drawn = draw_rolls(own, count * q, REG_STEPS, ROLLS, channels, side)
-        parts.append(drawn.reshape(count, q, *drawn.shape[1:]))
-    return tuple(parts)
 
 
 def renoise_turbo(

@@ -352,7 +352,9 @@ def renoise_edit(networks: Networks, weights: Weights, request: Request, size: S
     abar, steps = grid(networks, size)
     network = one_denoiser(networks, weights.unet)
     _, height, _, channels = request.z.shape
-    rolls = fixed_point.all_rolls(jax.random.key(0), size.steps, channels, height)
+    low = fixed_point.low_steps(size.steps)
+    counts = (low, size.steps - low)
+    rolls = fixed_point.all_rolls(jax.random.key(0), fixed_point.zones(), counts, channels, height)
     _, high = fixed_point.renoise(network, request.z, request.source, abar, rolls, steps=size.steps)
     empty = same_each_step(jnp.broadcast_to(request.empty, request.source.shape), steps)
     path = generate(network, high.latents[-1], empty, request.target, request.w, steps)

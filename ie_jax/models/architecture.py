@@ -5,7 +5,7 @@ anything else is an error that names the key. Nothing is ignored silently but th
 which describe the file and not the network.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -237,6 +237,23 @@ def added_features(read: Reader) -> tuple[int, int]:
     return (sizes, both - SIZES * sizes) if sound else (0, 0)
 
 
+def heads_by_level(read: Reader, widths: Sequence[int]) -> tuple[int, ...]:
+    """Upstream reads the heads from num_attention_heads, or where that is null from the misnamed
+    attention_head_dim."""
+    misnamed = read.left.pop("attention_head_dim", 8)
+    given = read.left.pop("num_attention_heads", None) or misnamed
+    heads = given if isinstance(given, list) else [given] * len(widths)
+    sound = (
+        len(heads) == len(widths)
+        and all(type(h) is int and h > 0 for h in heads)
+        and not any(w % h for h, w in zip(heads, widths, strict=True))
+    )
+    read.require(
+        sound, f"attention heads {given!r} do not divide block_out_channels {list(widths)}"
+    )
+    return tuple(heads) if sound else ()
+
+
 def unet_config(config: Mapping[str, Any], where: str = "unet/config.json") -> UNetConfig:
     """The architecture that an upstream UNet config describes.
 
@@ -261,17 +278,7 @@ def unet_config(config: Mapping[str, Any], where: str = "unet/config.json") -> U
     read.require(
         up_attention == down_attention[::-1], "up_block_types do not mirror down_block_types"
     )
-    # Upstream reads the heads from num_attention_heads, or where that is null from the
-    # misnamed attention_head_dim.
-    misnamed = read.left.pop("attention_head_dim", 8)
-    given = read.left.pop("num_attention_heads", None) or misnamed
-    heads = given if isinstance(given, list) else [given] * len(widths)
-    read.require(
-        len(heads) == len(widths)
-        and all(type(h) is int and h > 0 for h in heads)
-        and not any(w % h for h, w in zip(heads, widths, strict=True)),
-        f"attention heads {given!r} do not divide block_out_channels {list(widths)}",
-    )
+    heads = heads_by_level(read, widths)
     read.require(
         all(w % groups == 0 for w in widths),
         f"norm_num_groups {groups} does not divide block_out_channels {list(widths)}",
@@ -285,7 +292,7 @@ def unet_config(config: Mapping[str, Any], where: str = "unet/config.json") -> U
         block_out_channels=widths,
         down_attention=down_attention,
         layers_per_block=read.positive("layers_per_block", 2),
-        heads=tuple(heads),
+        heads=heads,
         cross_attention_dim=read.positive("cross_attention_dim"),
         norm_num_groups=groups,
         norm_eps=float(read.take("norm_eps", float, 1e-5)),

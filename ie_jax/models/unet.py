@@ -413,21 +413,7 @@ class UNet(nn.Module):
                 name=name,
             )
 
-        def sinusoids(x: Array, features: int) -> Array:
-            return sinusoidal_embedding(x, features, config.flip_sin_to_cos, config.freq_shift)
-
-        guidance = None
-        if config.time_cond_proj_dim and w is not None:
-            guidance = guidance_embedding(w, config.time_cond_proj_dim)
-        embedding = partial(TimeEmbedding, config.time_embedding_dim, precision)
-        time = embedding(name="time_embedding")(sinusoids(t, widths[0]), guidance)
-        if isinstance(context, Conditions) != bool(config.size_features):
-            raise TypeError("this UNet takes another kind of context: Conditions are SDXL's")
-        if isinstance(context, Conditions):
-            sizes = sinusoids(context.sizes.ravel(), config.size_features)
-            told = jnp.concatenate([context.pooled, sizes.reshape(len(z), -1)], axis=-1)
-            time += embedding(name="add_embedding")(told)
-            context = context.text
+        time, context = self.told(t, w, context)
         context = context.astype(compute)
         x = checkpoint_name(Conv(widths[0], precision=precision, name="conv_in")(z), BLOCK)
         skips: tuple[Array, ...] = (x,)
@@ -454,7 +440,35 @@ class UNet(nn.Module):
         x = group_norm("conv_norm_out", config.norm_num_groups, config.norm_eps, precision)(x)
         features["norm"] = x
         eps = Conv(config.out_channels, precision=precision, name="conv_out")(nn.silu(x))
+        return eps.astype(dtype(precision.output)), self.seen(features, taps)
 
+    @nn.nowrap
+    def told(
+        self, t: Int[Array, " b"], w: Float[Array, " b"] | None, context: AnyContext
+    ) -> tuple[Array, Context]:
+        """The embedding of timestep, guidance and SDXL's sizes, and the text."""
+        config = self.config
+
+        def sinusoids(x: Array, features: int) -> Array:
+            return sinusoidal_embedding(x, features, config.flip_sin_to_cos, config.freq_shift)
+
+        guidance = None
+        if config.time_cond_proj_dim and w is not None:
+            guidance = guidance_embedding(w, config.time_cond_proj_dim)
+        embedding = partial(TimeEmbedding, config.time_embedding_dim, self.precision)
+        first = sinusoids(t, config.block_out_channels[0])
+        time = embedding(name="time_embedding")(first, guidance)
+        if isinstance(context, Conditions) != bool(config.size_features):
+            raise TypeError("this UNet takes another kind of context: Conditions are SDXL's")
+        if not isinstance(context, Conditions):
+            return time, context
+        sizes = sinusoids(context.sizes.ravel(), config.size_features)
+        both = jnp.concatenate([context.pooled, sizes.reshape(len(t), -1)], axis=-1)
+        return time + embedding(name="add_embedding")(both), context.text
+
+    @nn.nowrap
+    def seen(self, features: dict[str, Array | None], taps: list[Any]) -> Out:
+        """What `collect` and `control` ask for."""
         out: Out = {}
         if "features" in self.collect:
             out["features"] = {k: v for k, v in features.items() if v is not None}
@@ -464,4 +478,4 @@ class UNet(nn.Module):
             out["maps"] = [maps for _, maps, _ in taps]
         if self.control is not None:
             out["control"] = [x for _, _, seen in taps for x in seen if x is not None]
-        return eps.astype(dtype(precision.output)), out
+        return out

@@ -27,9 +27,10 @@ DIGEST = "digest"
 
 
 @contextmanager
-def no_word_of_the_unfinished() -> Iterator[None]:
-    """When a read fails, others that were under way are dropped; without Python's complaints."""
-    usual, sys.unraisablehook = sys.unraisablehook, lambda _: None
+def unraisable(known: Callable[[Any], bool]) -> Iterator[None]:
+    """Python prints no traceback of errors that nobody waits for, if they are known ones."""
+    usual = sys.unraisablehook
+    sys.unraisablehook = lambda error: None if known(error) else usual(error)
     try:
         yield
     except Exception:
@@ -42,25 +43,15 @@ def no_word_of_the_unfinished() -> Iterator[None]:
 @contextmanager
 def one_line_of_a_failed_write() -> Iterator[None]:
     """While checkpoints are written: what orbax logs of errors is raised too. Tensors are written
-    all at once: when one fails, others that fail later find nobody waiting, of which Python would
-    print a traceback."""
-    usual, absl = sys.unraisablehook, logging.getLogger("absl")
+    all at once: when one fails, others that fail later find nobody waiting."""
+    absl = logging.getLogger("absl")
     level = absl.level
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            usual(unraisable)
-
     absl.setLevel(logging.CRITICAL)
-    sys.unraisablehook = hook
     try:
-        yield
-    except Exception:
-        gc.collect()
-        raise
+        with unraisable(lambda error: str(error.exc_value) == "Event loop is closed"):
+            yield
     finally:
         absl.setLevel(level)
-        sys.unraisablehook = usual
 
 
 class Checkpoints:
@@ -194,7 +185,7 @@ class Checkpoints:
             )
         return None
 
-    @no_word_of_the_unfinished()
+    @unraisable(lambda _: True)  # when a read fails, others that were under way are dropped
     def read(self, step: int, like: State, accept: Callable[[Facts], None]) -> tuple[State, Facts]:
         """One checkpoint. Raises anything if it is damaged."""
         args = ocp.args.Composite(facts=ocp.args.JsonRestore())

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -196,6 +197,12 @@ def train(
     return trainer.state
 
 
+def compiled(jitted: Any, *arguments: Any) -> Callable[..., Any]:
+    """A jitted function for these arguments."""
+    program: Callable[..., Any] = jitted.lower(*arguments).compile()
+    return program
+
+
 def silent(_: str) -> None:
     """Say nothing."""
 
@@ -288,9 +295,8 @@ class Trainer:
                     compiler_options=self.compiler_options,
                 )
                 with self.announce("compile validation"):
-                    self.validate = self.stop.unless_asked(
-                        lambda: jitted.lower(self.state.params, self.frozen, placed).compile()  # noqa: B023
-                    )
+                    given = (self.state.params, self.frozen, placed)
+                    self.validate = self.stop.unless_asked(partial(compiled, jitted, *given))
             of_items, images = self.validate(self.state.params, self.frozen, placed)
             metrics.append({name: np.asarray(x, np.float64) for name, x in of_items.items()})
             if shown < self.plan.pictures:
@@ -379,12 +385,12 @@ class Trainer:
             compiler_options=self.compiler_options,
         )
 
-        def compiled() -> tuple[int, Callable[..., Any]]:
+        def counted() -> tuple[int, Callable[..., Any]]:
             traced = jitted.trace(self.state, self.frozen, batch, self.key)
             return flops(traced.jaxpr.jaxpr), traced.lower().compile()
 
         with self.announce("compile step"):
-            operations, self.compiled = self.stop.unless_asked(compiled)
+            operations, self.compiled = self.stop.unless_asked(counted)
         images = len(jax.tree.leaves(batch)[0])
         self.meter = Meter(images, operations, peak(jax.devices()[0]))
 

@@ -194,11 +194,11 @@ def test_what_is_written(output: Path, results: dict[str, Any]) -> None:
         row["psnr"]["mean"] for row in results["reconstruction"]
     ]
     with Image.open(output / "pictures-reconstruction.png") as picture:
-        assert picture.size == (5 * 128, SCENES * 128 + 20)
+        assert picture.size == (8 + 5 * 136, SCENES * 128 + 35)
     with Image.open(output / "pictures-samples.png") as picture:
-        assert picture.size == (3 * 128, SCENES * 128 + 20)
+        assert picture.size == (8 + 3 * 136, SCENES * 128 + 35)
     with Image.open(output / "pictures-edits.png") as picture:
-        assert picture.size[0] == 6 * 128
+        assert picture.size[0] == 8 + 6 * 136
     plots = {f"plot-{name}.png" for name in ("reconstruction", "edits", "tradeoff")}
     pictures = {f"pictures-{name}.png" for name in ("samples", "reconstruction", "edits")}
     files = {f"{name}.{suffix}" for name in tables for suffix in ("md", "csv")}

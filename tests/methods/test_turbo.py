@@ -113,7 +113,7 @@ def test_generation_undoes_renoise() -> None:
     z, noise = normal(0, *SHAPE), normal(1, 4, *SHAPE)
     steps = renoise.turbo_inversion_steps(ABAR, noise, normal(2, *SHAPE), 4)
     plan = renoise.zones(2, 1, (0, 2), (1, 3))
-    rolls = renoise.turbo_rolls(jax.random.key(3), steps, 1, plan)
+    rolls = renoise.all_rolls(jax.random.key(3), plan, (1, len(steps.t) - 1), 4, z.shape[1])
     none = renoise.Weights(jnp.float32(0), jnp.float32(0))
     found = renoise.renoise_turbo(blind, z, TEXT, steps, rolls, 1, none, plan)
     assert [x.eps.shape[:2] for x in found.zones] == [(1, 2), (3, 3)]

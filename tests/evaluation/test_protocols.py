@@ -17,8 +17,8 @@ from ie_jax.cli import run
 from ie_jax.errors import UserError
 from ie_jax.evaluation import coco
 from ie_jax.evaluation.__main__ import evaluation
-from ie_jax.evaluation.benchmarks import photos, pie
-from ie_jax.evaluation.pie_bench import PICTURES, in_paper, read_items, read_result
+from ie_jax.evaluation.pie_bench import PICTURES, in_paper, read_items
+from ie_jax.evaluation.protocols import photos, pie
 from ie_jax.evaluation.runner import claim, read_lines, summary
 from tests import forks
 from tests.forks import Fork
@@ -91,12 +91,6 @@ def test_the_papers_edits_are_random_ones_and_those_of_photos(bench: Path) -> No
     items = read_items(bench)
     found = [replace(item, name=f"{item.kind}{second}0") for item in items for second in "12"]
     assert [x.name for x in found if in_paper(x)] == ["010", "020", "120", "220"]
-
-
-def test_of_a_strip_the_last_square_counts(tmp_path: Path) -> None:
-    strip = np.random.default_rng(0).integers(0, 256, (512, 2048, 3), np.uint8)
-    Image.fromarray(strip).save(tmp_path / "strip.png")
-    np.testing.assert_array_equal(read_result(tmp_path / "strip.png"), strip[:, -512:])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The commands that measure methods on PIE-Bench and on COCO."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -10,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from ie_jax.config import parse
-from ie_jax.devices import local_mesh
+from ie_jax.devices import batch_size, local_mesh
 from ie_jax.editing.command import check_model
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor, schedule_of, use_compilation_cache
@@ -155,25 +154,18 @@ def compare(
         UserError: see `pie`.
     """
     metrics = request.metrics or tuple(usual)
-    refuse_unknown("metrics", metrics, tuple(METRICS))
-    refuse_unknown("methods", request.methods, ALL)
-    if "method" in given:
-        raise UserError("give --methods, not --method")
-    if request.limit is not None and request.limit < 1:
-        raise UserError(f"--limit {request.limit} must be positive")
+    check(request, given, metrics)
     refuse_twice([case.job for case in cases], Path(request.data))
     check_model(config)
     cases = cases[: request.limit]
     mesh = local_mesh()
-    size = mesh.size if request.batch_size is None else request.batch_size
-    if size < 1 or size % mesh.size:
-        raise UserError(f"--batch-size {size} must be a multiple of the {mesh.size} devices")
+    size = batch_size(mesh, request.batch_size)
     weights = None if request.weights is None else Path(request.weights).expanduser()
     judges = Judges(weights, request.offline, not request.quiet)
     measured(judges, trial(), metrics)
     folder = Path(request.output)
-    settings = json.loads(json.dumps(asdict(config)))
-    facts = {"protocol": protocol, "data": str(Path(request.data).resolve()), "config": settings}
+    data = str(Path(request.data).resolve())
+    facts = {"protocol": protocol, "data": data, "config": asdict(config)}
     broken: dict[str, int] = {}
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -202,6 +194,16 @@ def compare(
             write_tables(folder, request.methods, len(cases))
     told = "".join(f"; {method}: {count} passed over" for method, count in broken.items())
     print(f"wrote {folder}: results.csv, tables.md, and a .jsonl and pictures of each method{told}")
+
+
+def check(request: Request, given: Sequence[str], metrics: Sequence[str]) -> None:
+    """Raise UserError if it asks for what there is not."""
+    refuse_unknown("metrics", metrics, tuple(METRICS))
+    refuse_unknown("methods", request.methods, ALL)
+    if "method" in given:
+        raise UserError("give --methods, not --method")
+    if request.limit is not None and request.limit < 1:
+        raise UserError(f"--limit {request.limit} must be positive")
 
 
 def prepared(path: str, size: int) -> np.ndarray:
