@@ -22,7 +22,7 @@ from ie_jax.evaluation.demo import decibels, sample_edits
 from ie_jax.methods.table import METHODS, MethodConfig
 from ie_jax.weights.load import use_compilation_cache
 
-SHOWN = 96
+SHOWN = 104
 """Pixels of a side of a picture."""
 SETTINGS = MethodConfig(steps=20, guidance=3.0, layout=3e3, appearance=50.0)
 """What suits the small model."""
