@@ -39,7 +39,7 @@ from ie_jax.methods import inverse_and_edit as program
 from ie_jax.methods.guidance import NEGLIGIBLE, StepRecord, Strength, norm, rescale_factor
 from ie_jax.methods.guiders import Guider, make_guider, map_difference
 from ie_jax.methods.inverse_and_edit import Models
-from ie_jax.methods.statistics import match_statistics
+from ie_jax.methods.statistics import match_statistics, mean_std
 from ie_jax.models.attention import probabilities
 from ie_jax.models.execution import Execution, Precision
 from ie_jax.models.lora import merge, round_to_fp16
@@ -491,7 +491,7 @@ def edit_case(recording: Recording, case: str, record: Arrays) -> Ours:
         **{f"decoded_{kind}": image for kind, image in recording.decode(path[-1:]).items()},
         "cfg_schedule": schedule.guidance,
         "context_uncond_src_trg": contexts,
-        "target_mean_std": jnp.concatenate([inversion.mean, inversion.std]),
+        "target_mean_std": jnp.concatenate(mean_std(pixels[None])),
         "inv_latents": nchw(inversion.latents[:, 0]),
         "inv_latent": nchw(paired),
         "latent_in": nchw(entering),

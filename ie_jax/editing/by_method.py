@@ -15,9 +15,8 @@ from ie_jax.diffusion.schedule import Schedule
 from ie_jax.editing.config import EditConfig
 from ie_jax.methods import infedit, prompts
 from ie_jax.methods.inverse_and_edit import Edit as Result
-from ie_jax.methods.inverse_and_edit import Inversion, encode_image, finish
+from ie_jax.methods.inverse_and_edit import encode_image, finish
 from ie_jax.methods.prompt_to_prompt import Edits
-from ie_jax.methods.statistics import mean_std
 from ie_jax.methods.table import Edit, Numbers, Request, Size, settled
 from ie_jax.models.networks import Context, Networks, encode_text
 from ie_jax.models.pixels import Pixels
@@ -132,9 +131,7 @@ def edit_by(
         numbers=numbers,
     )
     z = method(networks, weights, request, size)
-    # What `finish` asks of an inversion: the statistics of the source.
-    source_of = Inversion(z[None], source, *mean_std(pixels))
-    result, finite = finish(networks, weights, z, source_of, match)
+    result, finite = finish(networks, weights, z, pixels, match)
     return Result(
         result.reshape(b, e, *result.shape[1:]),
         finite.reshape(b, e),

@@ -15,6 +15,7 @@ import jax
 from ie_jax.cli import run
 from ie_jax.config import parse
 from ie_jax.data.images import load_image, preprocess
+from ie_jax.data.masks import AUTO
 from ie_jax.data.panels import side_by_side
 from ie_jax.data.world import caption, draw_edit, draw_scene, render
 from ie_jax.devices import batch_size, join, local_mesh, part
@@ -24,9 +25,12 @@ from ie_jax.editing.images import (
     check_place,
     check_writable,
     encoded,
+    found_masks,
+    mask_path,
+    numbered,
     write_errors,
 )
-from ie_jax.editing.jobs import jobs_of_folder, jobs_of_list
+from ie_jax.editing.jobs import jobs_of_folder, jobs_of_list, titles
 from ie_jax.editing.many import edit_many
 from ie_jax.errors import UserError
 from ie_jax.methods.inverse_and_edit import Inversion
@@ -56,9 +60,12 @@ class EditRequest:
     """What the photo shows. For a folder, what all pictures show; None: the text beside each."""
     target: tuple[str, ...] = ()
     """What the result should show; several make several results, numbered."""
+    mask: str | None = None
+    """Where the photo may change: a picture of its shape, white there and black elsewhere; or auto:
+    where the edit is found to change something, written as NAME-mask.png. None: everywhere."""
     list: str | None = None
     """A .jsonl file with an edit per line: image, source, target (one or a list), and where wanted
-    seed and name."""
+    seed, mask and name."""
     output: str | None = None
     """Where the result goes; settings and timings go to a .json beside it. None: edit.png. For a
     folder or a list, the folder of the results; None: edits."""
@@ -114,13 +121,16 @@ def edit_one(request: EditRequest, config: EditConfig, given: Sequence[str]) -> 
     output = Path(ONE if request.output is None else request.output)
     if not output.name:
         raise UserError("--output is empty: name a picture, such as edit.png")
-    if request.reconstruct and config.method != "ours":
-        raise UserError(f"--reconstruct is of our method, not of {config.method}")
-    paths = [] if demo else output_paths(output, len(targets))
+    check_ours(request, config)
+    if request.reconstruct and request.mask:
+        raise UserError("--reconstruct takes no --mask: it changes nothing")
+    named = titles(targets, config.strength)
+    paths = [] if demo else numbered(output, len(named))
+    masks = [mask_path(path) for path in paths] if request.mask == AUTO else []
     panel = output if demo else output.with_stem(f"{output.stem}-side-by-side")
-    want_panel = demo or request.side_by_side
+    want_panel = demo or request.side_by_side or len(config.strength) > 1
     record = output.with_suffix(".json")
-    pictures = paths + ([panel] if want_panel else [])
+    pictures = paths + masks + ([panel] if want_panel else [])
     for path in pictures:
         check_writable(path)
     check_place(record)
@@ -128,29 +138,32 @@ def edit_one(request: EditRequest, config: EditConfig, given: Sequence[str]) -> 
     if not demo:
         load_image(photo, 64)  # a broken photo is found before gigabytes are read
         advise(facts, config, given)
-    check_free(pictures, record, [] if demo else [Path(photo)], request.overwrite)
+    given_files = [Path(x) for x in (photo, request.mask) if x and x != AUTO]
+    check_free(pictures, record, given_files, request.overwrite)
 
     stages = Stages(request.quiet)
     editor = Editor.from_pretrained(
         config=config, offline=request.offline, progress=not request.quiet, announce=stages
     )
     pixels = preprocess(render(example.source), editor.size) if demo else editor.load(photo)
-    ours = config.method == "ours"
+    mask = editor.load_mask(request.mask, request.image, pixels)
     inversion: Inversion | None = None
-    if targets and not ours:
+    if targets and config.method != "ours":
         result = editor.result(editor.apply(pixels, source, targets))
     elif targets:
-        inversion, result = editor(pixels, source, targets)
+        inversion, result = editor(pixels, source, targets, mask=mask)
     else:
         inversion, result = editor.invert(pixels, source), None
     edits = [] if result is None else list(result.images[0])
     panels = [("source", pixels)]
     if inversion is not None and (want_panel or result is None):
         panels.append(("reconstruction", editor.reconstruct(inversion)[0]))
-    panels += list(zip(targets, edits, strict=True))
+    panels += list(zip(named, edits, strict=True))
 
     results = edits or [panels[-1][1]]
     images = dict(zip(paths, results, strict=False))
+    if masks and result is not None and result.masks is not None:
+        images |= found_masks(paths, result.masks[0])
     if want_panel:
         images[panel] = side_by_side(panels)
     with stages("write"):
@@ -170,15 +183,18 @@ def edit_all(request: EditRequest, config: EditConfig, given: Sequence[str]) -> 
     """
     if request.reconstruct:
         raise UserError("--reconstruct takes one image")
+    check_ours(request, config)
     if request.list is not None:
         if request.image or request.source or request.target:
             raise UserError("--list names images and prompts: give no --image, --source, --target")
-        jobs = jobs_of_list(Path(request.list).expanduser(), config.seed)
+        jobs = jobs_of_list(Path(request.list).expanduser(), config.seed, request.mask)
     else:
         if not request.target or not all(target.strip() for target in request.target):
             raise UserError("--target is missing: say what the results should show")
         folder = Path(request.image or "")
-        jobs = jobs_of_folder(folder, request.source, request.target, config.seed)
+        if request.mask not in (None, AUTO):
+            raise UserError("--mask FILE is for one photo: for a folder take auto, or --list")
+        jobs = jobs_of_folder(folder, request.source, request.target, config.seed, request.mask)
     output = Path(MANY if request.output is None else request.output)
     join(request.distributed, request.coordinator, request.processes, request.process_id)
     facts = check_model(config)
@@ -220,6 +236,18 @@ def edit_all(request: EditRequest, config: EditConfig, given: Sequence[str]) -> 
         "passed over": len(tally.broken),
     }
     print(f"{output}:", ", ".join(f"{count} {what}" for what, count in counts.items() if count))
+
+
+def check_ours(request: EditRequest, config: EditConfig) -> None:
+    """Raise UserError if another method is asked for what only ours can do."""
+    wanted = {
+        "--reconstruct": request.reconstruct,
+        "--mask": request.mask is not None,
+        "--strength": config.strength != EditConfig().strength,
+    }
+    for name, asked in wanted.items():
+        if asked and config.method != "ours":
+            raise UserError(f"{name} is of our method, not of {config.method}")
 
 
 def check_model(config: EditConfig) -> Facts:
@@ -270,13 +298,6 @@ def prompts(request: EditRequest) -> tuple[str, tuple[str, ...]]:
     if not all(target.strip() for target in request.target):
         raise UserError("--target is empty: say what the result should show")
     return request.source, request.target
-
-
-def output_paths(output: Path, targets: int) -> list[Path]:
-    """One file, or one numbered file per target."""
-    if targets <= 1:
-        return [output]
-    return [output.with_stem(f"{output.stem}-{i + 1}") for i in range(targets)]
 
 
 def settings(

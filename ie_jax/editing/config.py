@@ -99,8 +99,14 @@ class EditConfig:
     guiders: tuple[GuiderConfig, ...] = ()
     """Energies that hold the edit to the source, as a YAML list of {name, g_scale, kwargs}."""
     noise_rescaling_setup: RescalingConfig = field(default_factory=RescalingConfig)
+    strength: tuple[float, ...] = (1.0,)
+    """How much of an edit is made, from 0, the reconstruction, to 1, all of it: so much of the way
+    from the source's to the target's embedding, and of the guidance. Several: a result for each."""
+    mask_feather: float = 1 / 64
+    """Over so much outside a mask, of the shorter side, the edit fades into the source."""
     match_statistics: bool = True
-    """Give the result the source's brightness and contrast, as published."""
+    """Give the result the source's brightness and contrast, as published; not where a mask keeps
+    the source's pixels."""
     round_lora: bool = True
     """Round LoRA factors to float16 before merging, as the published loader does."""
     lora: Literal["merge", "low_rank"] = "merge"
@@ -135,6 +141,12 @@ class EditConfig:
         scales = self.scales(steps) if steps else [guider.scales(1) for guider in self.guiders]
         if not all(map(math.isfinite, [*(schedule or ()), *(x for row in scales for x in row)])):
             raise UserError("cfg_schedule and g_scale must be finite numbers")
+        if not self.strength or not all(0 <= x <= 1 for x in self.strength):
+            raise UserError(
+                f"strength {list(self.strength)} must be one or more numbers from 0 to 1"
+            )
+        if not 0 <= self.mask_feather <= 1:
+            raise UserError(f"mask_feather {self.mask_feather} must be from 0 to 1")
         if self.size is not None and self.size < 1:
             raise UserError(f"size {self.size} must be positive")
         if self.execution.query_chunk < 0 or self.execution.unroll < 1:

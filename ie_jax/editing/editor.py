@@ -14,8 +14,10 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from ie_jax.data.images import load_image
+from ie_jax.data.masks import AUTO, load_mask
 from ie_jax.devices import local_mesh, over_devices, place, replicated
 from ie_jax.diffusion.schedule import BETAS, Schedule, make_schedule
+from ie_jax.editing.arguments import in_one_shape, mask_of, one_each, prompt_rows
 from ie_jax.editing.by_method import METHOD_PLACES, Words, edit_by, embedding
 from ie_jax.editing.config import EditConfig
 from ie_jax.errors import UserError
@@ -31,6 +33,7 @@ from ie_jax.methods.inverse_and_edit import (
     places,
     reconstruct,
 )
+from ie_jax.methods.masks import Mask
 from ie_jax.methods.table import METHODS, numbers_of, settled, size_of
 from ie_jax.models.execution import dtype
 from ie_jax.models.lora import round_to_fp16
@@ -90,6 +93,8 @@ class EditResult:
     diagnostics: dict[str, np.ndarray]
     """Per step, (steps, images, edits): `energy_<guider>` (its `label`), unweighted, gradient_norm,
     difference_norm, ratio, scale, active (see `StepRecord`). Empty without guiders."""
+    masks: np.ndarray | None = None
+    """bool (images, edits, height, width), where pictures could change; None without a mask."""
 
 
 class Editor:
@@ -221,6 +226,20 @@ class Editor:
             )
         return pixels
 
+    def load_mask(self, mask: str | None, photo: str | None, pixels: np.ndarray) -> Any:
+        """A mask for `edit`: that of a file, cut as the photo was; "auto" or None as they are.
+
+        Args:
+            photo: its file.
+            pixels: the photo as `load` gave it.
+        """
+        if mask is None or mask == AUTO:
+            return mask
+        height, width, _ = pixels.shape
+        return load_mask(
+            Path(mask), Path(photo) if photo else None, (height, width), self.config.fit
+        )
+
     def batch(self, images: Picture | Sequence[Picture]) -> np.ndarray:
         """One picture or several of one size as uint8 (b, height, width, 3)."""
         several = isinstance(images, list | tuple) or (
@@ -296,6 +315,8 @@ class Editor:
         guidance: Any = None,
         scales: Any = None,
         bounds: tuple[Any, Any] | None = None,
+        strength: Any = None,
+        mask: Any = None,
     ) -> EditResult:
         """Edit inverted pictures, each e times, in one call.
 
@@ -304,11 +325,16 @@ class Editor:
             guidance: scale w, broadcasting to (b, e, steps); None: the config's.
             scales: weights of the guiders, broadcasting to (b, e, guiders, steps).
             bounds: lower and upper bound of the gradient's ratio, each broadcasting to (b, e).
+            strength: 0 to 1, broadcasting to (b, e); None: the config's.
+            mask: where pictures may change, see `mask_of`. None: everywhere.
 
         Raises:
             UserError: an empty prompt, or shapes that do not fit.
         """
-        arguments = self.edit_arguments(len(inversion.context), prompts, guidance, scales, bounds)
+        b, height, width, _ = inversion.pixels.shape
+        arguments = self.edit_arguments(
+            b, prompts, guidance, scales, bounds, strength, mask, (height, width)
+        )
         return self.result(self.programs["edit"](self.weights, inversion, *arguments))
 
     def __call__(
@@ -334,7 +360,8 @@ class Editor:
         """`__call__`, with the result on the devices, finite or not."""
         pixels = self.batch(images)
         ids = self.ids(one_each(source, len(pixels), "source prompts"))
-        targets, *rest = self.edit_arguments(len(pixels), prompts, **strengths)
+        size = pixels.shape[1:3]
+        targets, *rest = self.edit_arguments(len(pixels), prompts, **strengths, size=size)
         inversion, edit = self.programs["invert and edit"](
             self.weights, pixels, ids, targets, self.noise(pixels, seed), *rest
         )
@@ -346,14 +373,18 @@ class Editor:
         source: str | Sequence[str],
         prompts: str | Sequence[str] | Sequence[Sequence[str]],
         seed: Seed = None,
+        mask: Any = None,
     ) -> Edit:
         """Edits by the config's method, whichever it is; finite or not.
+
+        Args:
+            mask: see `mask_of`; of our method alone.
 
         Raises:
             UserError: the prompts do not suit the method.
         """
         if self.config.method == "ours":
-            return self.run(images, source, prompts, seed)[1]
+            return self.run(images, source, prompts, seed, mask=mask)[1]
         pixels = self.batch(images)
         sources = one_each(source, len(pixels), "source prompts")
         rows = prompt_rows(prompts, len(pixels))
@@ -389,39 +420,29 @@ class Editor:
         guidance: Any = None,
         scales: Any = None,
         bounds: tuple[Any, Any] | None = None,
-    ) -> tuple[np.ndarray, Schedule, Strength, jax.Array]:
-        """Target ids, schedule, strength and match, of one shape."""
-        rows = prompt_rows(prompts, b)
-        n, g = self.schedule.steps, len(self.config.guiders)
+        strength: Any = None,
+        mask: Any = None,
+        size: tuple[int, int] = (0, 0),
+    ) -> tuple[np.ndarray, Schedule, Strength, jax.Array, Mask | None]:
+        """Target ids and what follows them in the programs, of one shape."""
         w = self.schedule.guidance if guidance is None else np.asarray(guidance, np.float32)
         v = self.strength.scales if scales is None else np.asarray(scales, np.float32)
         lower, upper = (self.strength.lower, self.strength.upper) if bounds is None else bounds
-        try:
-            e = np.broadcast_shapes(
-                (b, len(rows[0])),
-                np.broadcast_shapes(w.shape, (n,))[:-1],
-                np.broadcast_shapes(v.shape, (g, n))[:-2],
-                np.shape(lower),
-                np.shape(upper),
-            )
-            if len(e) != 2 or e[0] != b:
-                raise ValueError
-        except ValueError:
-            raise UserError(
-                f"guidance {w.shape}, scales {v.shape} and bounds do not broadcast to {b} images, "
-                f"{len(rows[0])} edits, {g} guiders and {n} steps"
-            ) from None
-        edits = e[1]
-        rows = [row * edits if len(row) == 1 else row for row in rows]
-        ids = np.stack([self.ids(row) for row in rows])
-        strength = Strength(
-            jnp.broadcast_to(jnp.asarray(v), (b, edits, g, n)),
-            jnp.broadcast_to(jnp.asarray(lower, jnp.float32), (b, edits)),
-            jnp.broadcast_to(jnp.asarray(upper, jnp.float32), (b, edits)),
+        rows = prompt_rows(prompts, b)
+        if strength is None:
+            strength = np.tile(self.config.strength, len(rows[0]))
+            rows = [[text for text in row for _ in self.config.strength] for row in rows]
+        chosen = Strength(v, lower, upper, strength)  # type: ignore[arg-type]
+        rows, w, strengths = in_one_shape(
+            rows, w, chosen, len(self.config.guiders), self.schedule.steps
         )
-        w = jnp.broadcast_to(jnp.asarray(w), (b, edits, n))
-        match = jnp.float32(self.config.match_statistics)
-        return ids, replace(self.schedule, guidance=w), strength, match
+        return (
+            np.stack([self.ids(row) for row in rows]),
+            replace(self.schedule, guidance=w),
+            strengths,
+            jnp.float32(self.config.match_statistics),
+            mask_of(mask, b, len(rows[0]), size, self.config.mask_feather),
+        )
 
     def result(self, edit: Edit) -> EditResult:
         """An edit on the host.
@@ -430,7 +451,8 @@ class Editor:
             UserError: the networks gave NaN or infinity.
         """
         require_finite(edit.finite)
-        return EditResult(np.asarray(edit.pixels), diagnostics(edit.record, self.config))
+        masks = None if edit.mask is None else np.asarray(edit.mask > 0)
+        return EditResult(np.asarray(edit.pixels), diagnostics(edit.record, self.config), masks)
 
 
 def schedule_of(
@@ -482,41 +504,6 @@ def placed(weights: Weights, config: EditConfig, mesh: Mesh) -> Weights:
         vae=cast(weights.vae, config.vae_precision.param),
         text_encoder=cast(weights.text_encoder, config.precision.param),
     )
-
-
-def one_each(prompts: str | Sequence[str], count: int, what: str) -> list[str]:
-    """One prompt per picture."""
-    listed = [prompts] * count if isinstance(prompts, str) else as_list(prompts)
-    require_texts(listed, what)
-    if len(listed) != count:
-        raise UserError(f"{len(listed)} {what} for {count} images: give one, or one per image")
-    return listed
-
-
-def as_list(prompts: Any) -> list[Any]:
-    """A list, tuple or array of prompts as a list; anything else as a list of that one thing, which
-    `require_texts` then refuses."""
-    return list(prompts) if isinstance(prompts, list | tuple | np.ndarray) else [prompts]
-
-
-def require_texts(prompts: Sequence[Any], what: str) -> None:
-    """Raise UserError unless all prompts say something."""
-    if not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
-        raise UserError(f"{what} must be texts and not empty: {list(prompts)!a}")
-
-
-def prompt_rows(prompts: str | Sequence[str] | Sequence[Sequence[str]], b: int) -> list[list[str]]:
-    """Target prompts as one row of equal length per picture."""
-    listed = [prompts] if isinstance(prompts, str) else as_list(prompts)
-    if all(isinstance(prompt, str) for prompt in listed):
-        rows = [listed] * b
-    else:
-        rows = [[row] if isinstance(row, str) else as_list(row) for row in listed]
-    if len(rows) != b or len({len(row) for row in rows}) != 1 or not rows[0]:
-        raise UserError(f"target prompts must be one row of equal length per image, {b} in all")
-    for row in rows:
-        require_texts(row, "target prompts")
-    return rows
 
 
 def diagnostics(record: StepRecord | None, config: EditConfig) -> dict[str, np.ndarray]:

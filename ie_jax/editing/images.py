@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,28 @@ def check_place(path: str | os.PathLike[str]) -> None:
         probe = temporary_name(path)
         probe.touch(exist_ok=False)
         probe.unlink()
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """One file, or numbered files of that name."""
+    if count <= 1:
+        return [path]
+    return [path.with_stem(f"{path.stem}-{i}") for i in range(1, count + 1)]
+
+
+def mask_path(path: Path) -> Path:
+    """Where the mask that was found for a result goes."""
+    return path.with_name(f"{path.stem}-mask.png")
+
+
+def found_masks(paths: Sequence[Path], masks: np.ndarray) -> dict[Path, np.ndarray]:
+    """Pictures of the results' masks, white where they could change.
+
+    Args:
+        masks: (e, h, w), 1 or true where white.
+    """
+    pictures = np.repeat(np.where(masks[..., None], 255, 0).astype(np.uint8), 3, axis=3)
+    return {mask_path(path): picture for path, picture in zip(paths, pictures, strict=True)}
 
 
 def encoded(image: np.ndarray, path: str | os.PathLike[str]) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ie_jax.config import build
 from ie_jax.data.captions import read_objects, text_captions
+from ie_jax.data.masks import AUTO
 from ie_jax.data.sources import SUFFIXES, beside
 from ie_jax.errors import UserError
 
@@ -24,6 +25,8 @@ class Job:
     targets: tuple[str, ...]
     """What each result should show."""
     seed: int
+    mask: str | None = None
+    """Where it may change: a file, or "auto"; None: everywhere."""
 
     def facts(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -42,12 +45,25 @@ class Line:
     """One, or several: several results."""
     seed: int | None = None
     """None: the command's."""
+    mask: str | None = None
+    """A file, relative to the list's folder, or "auto". None: the command's."""
     name: str | None = None
     """Of the results, without an end. None: the line's number and the image's name."""
 
 
+def titles(targets: Sequence[str], strengths: Sequence[float]) -> list[str]:
+    """What tells the results of an image apart: each target at each strength."""
+    if len(strengths) == 1:
+        return list(targets)
+    return [f"{target} ({strength:g})" for target in targets for strength in strengths]
+
+
 def jobs_of_folder(
-    folder: Path, source: str | None, targets: Sequence[str], seed: int
+    folder: Path,
+    source: str | None,
+    targets: Sequence[str],
+    seed: int,
+    mask: str | None = None,
 ) -> list[Job]:
     """All pictures of a folder, sorted by name.
 
@@ -72,6 +88,7 @@ def jobs_of_folder(
             source or told_beside(path),
             tuple(targets),
             seed,
+            mask,
         )
         for path in found
     ]
@@ -93,23 +110,26 @@ def told_beside(picture: Path) -> str:
     return captions[0]
 
 
-def jobs_of_list(path: Path, seed: int) -> list[Job]:
+def jobs_of_list(path: Path, seed: int, mask: str | None = None) -> list[Job]:
     """The lines of a `.jsonl` file: {"image": ..., "source": ..., "target": ...} and, where wanted,
-    "seed" and "name"; see `Line`.
+    "seed", "mask" and "name"; see `Line`.
+
+    Args:
+        seed, mask: of the lines that have none.
 
     Raises:
         UserError: it cannot be read, a line is not such an object, or two have one name.
     """
     jobs = []
     for number, where, values in read_objects(path, "image, source and target"):
-        jobs.append(job_of(build(Line, values, where), where, number, path.parent, seed))
+        jobs.append(job_of(build(Line, values, where), where, number, path.parent, seed, mask))
     if not jobs:
         raise UserError(f"{path}: holds no edits")
     refuse_twice(jobs, path)
     return jobs
 
 
-def job_of(line: Line, where: str, number: int, folder: Path, seed: int) -> Job:
+def job_of(line: Line, where: str, number: int, folder: Path, seed: int, mask: str | None) -> Job:
     """The job of a line.
 
     Raises:
@@ -123,7 +143,10 @@ def job_of(line: Line, where: str, number: int, folder: Path, seed: int) -> Job:
     if name != Path(name).name or name.startswith("."):
         raise UserError(f"{where}: name {name!r} must be that of a file, without folders")
     image = folder / Path(line.image).expanduser()
-    return Job(name, str(image), line.source, targets, seed if line.seed is None else line.seed)
+    if line.mask is not None:
+        mask = line.mask if line.mask == AUTO else str(folder / Path(line.mask).expanduser())
+    seed = seed if line.seed is None else line.seed
+    return Job(name, str(image), line.source, targets, seed, mask)
 
 
 def refuse_twice(jobs: Iterable[Job], where: Path) -> None:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,17 +19,21 @@ import numpy as np
 from tqdm import tqdm
 
 from ie_jax.cli import print_line
+from ie_jax.data.masks import AUTO
 from ie_jax.data.panels import side_by_side
 from ie_jax.editing.editor import Editor
-from ie_jax.editing.images import encoded
-from ie_jax.editing.jobs import Job
+from ie_jax.editing.images import encoded, found_masks, mask_path, numbered
+from ie_jax.editing.jobs import Job, titles
 from ie_jax.errors import UserError
+from ie_jax.methods.inverse_and_edit import Edit
 from ie_jax.products import check_free, is_finished, leave
 
 READERS = 4
 """Threads that read images while the devices compute."""
 Load = Callable[[str], np.ndarray]
 """Reads a picture by its path for the networks: uint8 (h, w, 3)."""
+Loaded = tuple[Job, np.ndarray, Any]
+"""A job, its image, and its mask as `Editor.edit` takes it."""
 T = TypeVar("T")
 R = TypeVar("R")
 NOT_FINITE = "came out as NaN or infinity: lower the guidance or the guiders, or use float32"
@@ -59,7 +64,7 @@ def edit_many(
     name: str = "edit",
 ) -> Tally:
     """Edit all images of `jobs` that are not finished, and write NAME.png (or NAME-1.png, ... for
-    several targets) and NAME.json of each.
+    several targets or strengths) and NAME.json of each, and NAME-mask.png where it was found.
 
     An image that cannot be read, or whose result is not finite, is named and passed over.
 
@@ -79,10 +84,13 @@ def edit_many(
         UserError: a result would replace a person's file, or cannot be written.
     """
     tally = Tally()
+    strengths = editor.config.strength
     todo = [job for job in jobs if not is_finished(record_of(folder, job), told(job, config))]
     tally.finished_before = len(jobs) - len(todo)
     for job in todo:
-        paths = [*output_paths(folder, job), *([panel_path(folder, job)] if panels else [])]
+        results = output_paths(folder, job, len(strengths))
+        masks = [mask_path(path) for path in results] if job.mask == AUTO else []
+        paths = [*results, *masks, *([panel_path(folder, job)] if panels else [])]
         check_free(paths, record_of(folder, job), [Path(job.image)], overwrite)
     bar = tqdm(
         total=len(jobs), initial=tally.finished_before, desc=name, unit="image", disable=quiet
@@ -96,26 +104,44 @@ def edit_many(
 
     with bar:
         compiled, taken = False, dict[str, float](network_calls=editor.network_calls)
-        read = ahead(lambda job: loaded(load or editor.load, job), todo, READERS + batch_size)
+        read = ahead(partial(loaded, editor, load or editor.load), todo, READERS + batch_size)
         for batch in batches(read, batch_size, passed_over):
             start = time.perf_counter()
-            images, finite = edited(editor, batch, batch_size)
+            edit = edited(editor, batch, batch_size)
             if compiled:
                 taken["seconds"] = round((time.perf_counter() - start) / len(batch), 4)
             compiled = True
-            for (job, pixels), results, sound in zip(batch, images, finite, strict=False):
-                if not sound.all():
+            for i, (job, pixels, _) in enumerate(batch):
+                if not np.asarray(edit.finite[i]).all():
                     passed_over(job, NOT_FINITE)
                     continue
-                files = dict(zip(output_paths(folder, job), results, strict=True))
-                if panels:
-                    named = [("source", pixels), *zip(job.targets, results, strict=True)]
-                    files[panel_path(folder, job)] = side_by_side(named)
+                files = pictures_of(folder, job, pixels, edit, i, strengths, panels)
                 contents = {path: encoded(image, path) for path, image in files.items()}
                 leave(contents, record_of(folder, job), {**told(job, config), **notes, **taken})
                 tally.done += 1
                 bar.update()
     return tally
+
+
+def pictures_of(
+    folder: Path,
+    job: Job,
+    pixels: np.ndarray,
+    edit: Edit,
+    number: int,
+    strengths: Sequence[float],
+    panels: bool,
+) -> dict[Path, np.ndarray]:
+    """All that is written of a job whose image has this number in a batch."""
+    paths = output_paths(folder, job, len(strengths))
+    results = list(np.asarray(edit.pixels[number]))
+    files = dict(zip(paths, results, strict=True))
+    if job.mask == AUTO and edit.mask is not None:
+        files |= found_masks(paths, np.asarray(edit.mask[number]))
+    if panels:
+        named = zip(titles(job.targets, strengths), results, strict=True)
+        files[panel_path(folder, job)] = side_by_side([("source", pixels), *named])
+    return files
 
 
 def told(job: Job, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,11 +154,9 @@ def record_of(folder: Path, job: Job) -> Path:
     return folder / f"{job.name}.json"
 
 
-def output_paths(folder: Path, job: Job) -> list[Path]:
-    """One picture, or one numbered picture per target."""
-    if len(job.targets) == 1:
-        return [folder / f"{job.name}.png"]
-    return [folder / f"{job.name}-{i}.png" for i in range(1, len(job.targets) + 1)]
+def output_paths(folder: Path, job: Job, strengths: int = 1) -> list[Path]:
+    """One picture, or numbered pictures, one for each target at each strength."""
+    return numbered(folder / f"{job.name}.png", len(job.targets) * strengths)
 
 
 def panel_path(folder: Path, job: Job) -> Path:
@@ -140,12 +164,13 @@ def panel_path(folder: Path, job: Job) -> Path:
     return folder / f"{job.name}-side-by-side.png"
 
 
-def loaded(load: Load, job: Job) -> tuple[Job, np.ndarray | UserError]:
-    """A job with its image, or with what is wrong with that."""
+def loaded(editor: Editor, load: Load, job: Job) -> Loaded | tuple[Job, UserError, None]:
+    """A job with its image and mask, or with what is wrong with them."""
     try:
-        return job, load(job.image)
+        pixels = load(job.image)
+        return job, pixels, editor.load_mask(job.mask, job.image, pixels)
     except UserError as error:
-        return job, error
+        return job, error, None
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
@@ -161,35 +186,33 @@ def ahead(function: Callable[[T], R], items: Iterable[T], count: int) -> Iterato
 
 
 def batches(
-    read: Iterable[tuple[Job, np.ndarray | UserError]],
+    read: Iterable[Loaded | tuple[Job, UserError, None]],
     size: int,
     passed_over: Callable[[Job, object], None],
-) -> Iterator[list[tuple[Job, np.ndarray]]]:
-    """Jobs whose images have one shape and which have as many targets each, `size` at a time and
-    at the end the rest."""
-    waiting: dict[Any, list[tuple[Job, np.ndarray]]] = {}
-    for job, pixels in read:
+) -> Iterator[list[Loaded]]:
+    """Jobs whose images have one shape, with as many targets each, all with a mask or all without,
+    `size` at a time and at the end the rest."""
+    waiting: dict[Any, list[Loaded]] = {}
+    for job, pixels, mask in read:
         if isinstance(pixels, UserError):
             passed_over(job, pixels)
             continue
-        group = waiting.setdefault((pixels.shape, len(job.targets)), [])
-        group.append((job, pixels))
+        group = waiting.setdefault((pixels.shape, len(job.targets), mask is None), [])
+        group.append((job, pixels, mask))
         if len(group) == size:
             yield group.copy()
             group.clear()
     yield from (group for group in waiting.values() if group)
 
 
-def edited(
-    editor: Editor, batch: Sequence[tuple[Job, np.ndarray]], size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Results, uint8 (b, e, h, w, 3), and whether they are finite, bool (b, e)."""
+def edited(editor: Editor, batch: Sequence[Loaded], size: int) -> Edit:
+    """The edits of a batch of at most `size`."""
     # Filled up to the one size for which the program is compiled.
     filled = [*batch, *itertools.repeat(batch[-1], size - len(batch))]
-    edit = editor.apply(
-        [pixels for _, pixels in filled],
-        [job.source for job, _ in filled],
-        [list(job.targets) for job, _ in filled],
-        [job.seed for job, _ in filled],
+    return editor.apply(
+        [pixels for _, pixels, _ in filled],
+        [job.source for job, *_ in filled],
+        [list(job.targets) for job, *_ in filled],
+        [job.seed for job, *_ in filled],
+        [mask for *_, mask in filled],
     )
-    return np.asarray(edit.pixels), np.asarray(edit.finite)

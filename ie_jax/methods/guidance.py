@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
@@ -15,16 +16,16 @@ NEGLIGIBLE = 1e-8
 
 @struct.dataclass
 class Strength:
-    """How strongly the guiders act. All leaves are arrays: no change of them recompiles.
-
-    Leading axes broadcast against (images, edits).
-    """
+    """How much of an edit is made, and how strongly the guiders hold it. All leaves are arrays: no
+    change of them recompiles. Leading axes broadcast against (images, edits)."""
 
     scales: Float[Array, "*be g n"]
     """Weight v of each guider at each of the n steps."""
     lower: Float[Array, "*be"]
     upper: Float[Array, "*be"]
     """Bounds of |G| / |eps_trg - eps_inv|. 0 and infinity: G is not rescaled."""
+    amount: Float[Array, "*be"] = np.float32(1.0)  # type: ignore[assignment]
+    """0: the reconstruction, 1: the whole edit. Between them prompt and guidance are mixed."""
 
 
 @struct.dataclass

@@ -10,8 +10,9 @@ have no gradient: `differentiable_edit` takes and gives images of floats, from p
 A batch is b images; an inversion is edited e times, each with its own prompt and strength.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from ie_jax.diffusion.schedule import Schedule
 from ie_jax.diffusion.trajectory import generate, invert, per_step, with_text
 from ie_jax.methods.guidance import StepRecord, Strength, guide
 from ie_jax.methods.guiders import Guider
+from ie_jax.methods.masks import Mask, keep_outside, keep_pixels, per_edit
 from ie_jax.methods.statistics import match_statistics, mean_std
 from ie_jax.models.networks import Context, Network, Networks, denoiser, encode_text, vae
 from ie_jax.models.pixels import Image, Pixels, as_image, to_uint8
@@ -48,9 +50,8 @@ class Inversion:
     """The clean latent, and the latent after each step."""
     context: Context
     """The source prompt's embedding."""
-    mean: Float[Array, " b"]
-    std: Float[Array, " b"]
-    """Statistics of the source's pixels, 0..255."""
+    pixels: Pixels | Image
+    """The image itself."""
 
 
 @struct.dataclass
@@ -64,9 +65,11 @@ class Edit:
     """After each step."""
     record: StepRecord | None
     """Per step, leaves (n, ..., b, e); None without guiders."""
+    mask: Float[Array, "b e H W"] | None = None
+    """1 where pixels could change; None without a mask."""
 
 
-INVERSION = Inversion(latents=LATER, context=BATCH, mean=BATCH, std=BATCH)
+INVERSION = Inversion(latents=LATER, context=BATCH, pixels=BATCH)
 """Where the images of a batch are in an inversion."""
 
 
@@ -75,14 +78,14 @@ def places(models: Models) -> dict[str, tuple[tuple[Any, ...], Any]]:
     for `over_devices`."""
     by_guider: Any = P(None, *LATER)
     numbers = StepRecord(by_guider, *[LATER] * 5) if models.guiders else None
-    edit = Edit(BATCH, BATCH, LATER, numbers)
+    edit = Edit(BATCH, BATCH, LATER, numbers, BATCH)
     steps = Schedule(*[WHOLE] * 7)
-    per_edit = replace(steps, guidance=BATCH), Strength(BATCH, BATCH, BATCH), WHOLE
+    each = replace(steps, guidance=BATCH), Strength(*[BATCH] * 4), WHOLE, BATCH
     return {
         "invert": ((WHOLE, BATCH, BATCH, BATCH, steps), INVERSION),
         "reconstruct": ((WHOLE, INVERSION, steps, WHOLE), (BATCH, BATCH)),
-        "edit": ((WHOLE, INVERSION, BATCH, *per_edit), edit),
-        "invert and edit": ((WHOLE, BATCH, BATCH, BATCH, BATCH, *per_edit), (INVERSION, edit)),
+        "edit": ((WHOLE, INVERSION, BATCH, *each), edit),
+        "invert and edit": ((WHOLE, *[BATCH] * 4, *each), (INVERSION, edit)),
     }
 
 
@@ -133,7 +136,7 @@ def invert_images(
     eps = with_text(denoiser(models, weights.unet, weights.forward), context)
     trajectory = invert(eps, z, noise, schedule, models.execution.unroll)
     latents = jnp.concatenate([z[None].astype(jnp.float32), trajectory.latents])
-    return Inversion(latents, context, *mean_std(pixels))
+    return Inversion(latents, context, pixels)
 
 
 def reconstruct(
@@ -148,18 +151,22 @@ def reconstruct(
     eps = with_text(denoiser(models, weights.unet, weights.backward), inversion.context)
     plain = replace(schedule, guidance=jnp.zeros(schedule.steps))
     z = generate(eps, inversion.latents[-1], plain, models.execution.unroll).latents[-1]
-    return finish(models, weights, z, inversion, match)
+    return finish(models, weights, z, inversion.pixels, match)
 
 
 def finish(
-    models: Networks, weights: Weights, z: Latents, inversion: Inversion, match: Float[Array, ""]
-) -> tuple[Pixels, Bool[Array, " be"]]:
+    models: Networks,
+    weights: Weights,
+    z: Float[Array, "be h w c"],
+    source: Pixels | Image,
+    match: Float[Array, ""] | Float[Array, " be"],
+) -> tuple[UInt8[Array, "be H W 3"], Bool[Array, " be"]]:
     """Decode, and where `match` is 1 take over the source's statistics. And whether the result is
     finite."""
     pixels, finite = decode_image(models, weights, z)
-    edits = z.shape[0] // inversion.mean.shape[0]
-    mean, std = (jnp.repeat(x, edits) for x in (inversion.mean, inversion.std))
-    return jnp.where(match > 0, match_statistics(pixels, mean, std), pixels), finite
+    mean, std = (jnp.repeat(x, len(z) // len(source)) for x in mean_std(source))
+    matched = jnp.reshape(match, (-1, 1, 1, 1)) > 0
+    return jnp.where(matched, match_statistics(pixels, mean, std), pixels), finite
 
 
 def inversion_passes(
@@ -177,40 +184,34 @@ def inversion_passes(
     return jax.tree.map(lambda x: x.reshape(n, b, *x.shape[1:]), (eps, out))
 
 
-def guided_generation(
-    models: Models,
-    weights: Weights,
-    inversion: Inversion,
-    context: Context,
-    schedule: Schedule,
-    strength: Strength,
-) -> tuple[Float[Array, "n be h w c"], StepRecord]:
-    """Generation under the target prompts, guided towards the inversion (method 4).
+Predict = Callable[..., tuple[Latents, StepRecord | None]]
+"""(z, t, w, scales, inversion pass of this step) -> the noise prediction, and what guidance did."""
+
+
+def plain_prediction(network: Network, context: Context) -> Predict:
+    """The target pass alone."""
+    return lambda z, t, w, *_: (network(z, t, w, context)[0], None)
+
+
+def guided_prediction(
+    models: Models, network: Network, context: Context, source: Context, strength: Strength
+) -> Predict:
+    """The target pass, guided towards the inversion (method 4).
 
     The target and the source pass of a step are one call of twice the batch.
 
     Args:
-        context: m target prompts, a multiple of the images.
-        schedule: guidance of shape (m, n).
-        strength: scales of shape (m, g, n), bounds (m).
+        context, source: every edit's target and source prompt.
+        strength: bounds (be).
     """
-    network = denoiser(models, weights.unet, weights.backward, ("features", "queries_keys"))
-    m, b = context.shape[0], inversion.context.shape[0]
-
-    def repeat(x: Array, axis: int = 0) -> Array:
-        return jnp.repeat(x, m // b, axis=axis)
+    reads_source = any(guider.reads_source for guider in models.guiders)
+    edits = len(context)
 
     def twice(x: Array) -> Array:
         return jnp.concatenate([x, x])
 
-    reads_source = any(guider.reads_source for guider in models.guiders)
-    source = repeat(inversion.context)
-    t, s = (repeat(per_step(x, b), 1) for x in (schedule.backward_t, schedule.backward_s))
-    reference = inversion_passes(network, inversion, schedule)
-
-    def step(z: Latents, at: Any) -> tuple[Latents, tuple[Latents, StepRecord]]:
-        t, s, w, scales, reference = at
-        eps_inv, out_inv = jax.tree.map(repeat, reference)
+    def predict(z: Latents, t: Array, w: Array, scales: Array, inverted: Any) -> Any:
+        eps_inv, out_inv = jax.tree.map(lambda x: jnp.repeat(x, edits // len(x), axis=0), inverted)
 
         def passes(z: Latents) -> tuple[Float[Array, "g be"], Latents]:
             if reads_source:
@@ -224,57 +225,81 @@ def guided_generation(
                 out_src = {}
             seen = (out_src, out_inv, out_trg, models.execution.attention == "by_head")
             energies = [guider.energy(*seen) for guider in models.guiders]
-            return jnp.stack(energies), eps[:m]
+            return jnp.stack(energies), eps[:edits]
 
-        eps, record = guide(passes, z, eps_inv, scales, strength.lower, strength.upper)
-        z = consistency_step(schedule.abar, z, eps, t, s)
-        return z, (z, record)
+        return guide(passes, z, eps_inv, scales, strength.lower, strength.upper)
 
-    at = (t, s, schedule.guidance.T, jnp.transpose(strength.scales, (2, 1, 0)), reference)
-    start = repeat(inversion.latents[-1])
-    _, (latents, record) = lax.scan(step, start, at, unroll=models.execution.unroll)
-    return latents, record
+    return predict
 
 
-def edit_latents(
+class Generation(NamedTuple):
+    """What editing leaves, be edits in all."""
+
+    latents: Float[Array, "n be h w c"]
+    """After each step."""
+    record: StepRecord | None
+    away: Float[Array, "be h w"]
+    """How far the edit left the inversion, see `masks.keep_outside`; 0 without a mask."""
+
+
+def generation(
     models: Models,
     weights: Weights,
     inversion: Inversion,
     target: Int[Array, "b e l"] | Float[Array, "b e l d"],
     schedule: Schedule,
     strength: Strength,
-) -> tuple[Float[Array, "n be h w c"], StepRecord | None]:
+    mask: Mask | None = None,
+) -> Generation:
     """Generate from the inverted noise under target prompts.
 
     Args:
         target: token ids or embeddings.
         schedule: guidance broadcasts to (b, e, n).
-        strength: scales broadcast to (b, e, g, n), bounds to (b, e).
-
-    Returns:
-        latents after each step, and the record of guidance, see `Edit`.
+        strength: scales broadcast to (b, e, g, n), the others to (b, e).
+        mask: leaves (be, ...), see `masks.per_edit`.
     """
     b, e = target.shape[:2]
     n, g = schedule.steps, len(models.guiders)
 
-    def flat(x: Array, *trailing: int) -> Array:
+    def flat(x: Any, *trailing: int) -> Array:
         return jnp.broadcast_to(x, (b, e, *trailing)).reshape(b * e, *trailing)
 
-    context = contexts(models, weights, target)
-    context = context.reshape(b * e, *context.shape[2:])
-    schedule = replace(schedule, guidance=flat(schedule.guidance, n))
-    if models.guiders:
-        strength = Strength(flat(strength.scales, g, n), flat(strength.lower), flat(strength.upper))
-        latents, record = guided_generation(models, weights, inversion, context, schedule, strength)
-        return latents, jax.tree.map(lambda x: x.reshape(*x.shape[:-1], b, e), record)
-    eps = with_text(denoiser(models, weights.unet, weights.backward), context)
-    per_edit = replace(
-        schedule,
-        backward_t=jnp.repeat(jnp.broadcast_to(schedule.backward_t, (b, n)), e, axis=0),
-        backward_s=jnp.repeat(jnp.broadcast_to(schedule.backward_s, (b, n)), e, axis=0),
+    def repeat(x: Array, axis: int = 0) -> Array:
+        return jnp.repeat(x, e, axis=axis)
+
+    strength = Strength(
+        flat(strength.scales, g, n), *map(flat, (strength.lower, strength.upper, strength.amount))
     )
-    start = jnp.repeat(inversion.latents[-1], e, axis=0)
-    return generate(eps, start, per_edit, models.execution.unroll).latents, None
+    share = strength.amount[:, None, None]
+    source, aim = repeat(inversion.context), contexts(models, weights, target)
+    context = ((1 - share) * source + share * aim.reshape(source.shape)).astype(source.dtype)
+    w = flat(schedule.guidance, n) * strength.amount[:, None]
+    t, s = (repeat(per_step(x, b), 1) for x in (schedule.backward_t, schedule.backward_s))
+
+    backward = weights.unet, weights.backward
+    if not models.guiders:
+        predict, passes = plain_prediction(denoiser(models, *backward), context), None
+    else:
+        network = denoiser(models, *backward, ("features", "queries_keys"))
+        predict = guided_prediction(models, network, context, source, strength)
+        passes = inversion_passes(network, inversion, schedule)
+
+    def step(carry: tuple[Latents, Array], at: Any) -> Any:
+        (z, away), (t, s, w, scales, passes, kept) = carry, at
+        eps, record = predict(z, t, w, scales, passes)
+        z = consistency_step(schedule.abar, z, eps, t, s)
+        if mask is not None:
+            z, away = keep_outside(z, repeat(kept), mask, away)
+        return (z, away), (z, record)
+
+    # What the inversion went through at the boundaries that the steps arrive at.
+    kept = inversion.latents[-2::-1]
+    at = (t, s, w.T, jnp.transpose(strength.scales, (2, 1, 0)), passes, kept)
+    z = repeat(inversion.latents[-1])
+    start = z, jnp.zeros(z.shape[:3])
+    (_, away), (latents, record) = lax.scan(step, start, at, unroll=models.execution.unroll)
+    return Generation(latents, record, away)
 
 
 def edit_inversion(
@@ -285,21 +310,32 @@ def edit_inversion(
     schedule: Schedule,
     strength: Strength,
     match: Float[Array, ""],
+    mask: Mask | None = None,
 ) -> Edit:
     """Generate from the inverted noise under target prompts, and decode.
 
     Args:
-        schedule, strength: see `edit_latents`.
-        match: 1 to give the result the source's statistics, 0 not to.
+        schedule, strength: see `generation`.
+        mask: `drawn` broadcasts to (b, e, H, W), its other leaves to (b, e).
+        match: 1 to give the result the source's statistics, where no mask keeps its pixels.
     """
     b, e = target_ids.shape[:2]
-    latents, record = edit_latents(models, weights, inversion, target_ids, schedule, strength)
-    pixels, finite = finish(models, weights, latents[-1], inversion, match)
+    area = None
+    if mask is not None:
+        mask = per_edit(mask, b, e)
+        # Where the source's pixels stay beside the edit's, these are left as they are.
+        match = match * (mask.drawn.min(axis=(1, 2)) * (1 - mask.found))
+    made = generation(models, weights, inversion, target_ids, schedule, strength, mask)
+    pixels, finite = finish(models, weights, made.latents[-1], inversion.pixels, match)
+    if mask is not None:
+        source = jnp.repeat(inversion.pixels, e, axis=0)
+        pixels, area = keep_pixels(pixels, source, mask, made.away)
     return Edit(
         pixels.reshape(b, e, *pixels.shape[1:]),
         finite.reshape(b, e),
-        latents.reshape(-1, b, e, *latents.shape[2:]),
-        record,
+        made.latents.reshape(-1, b, e, *made.latents.shape[2:]),
+        jax.tree.map(lambda x: x.reshape(*x.shape[:-1], b, e), made.record),
+        None if area is None else area.reshape(b, e, *area.shape[1:]),
     )
 
 
@@ -313,6 +349,7 @@ def edit_images(
     schedule: Schedule,
     strength: Strength,
     match: Float[Array, ""],
+    mask: Mask | None = None,
 ) -> tuple[Inversion, Edit]:
     """The whole edit as one program: encode, invert, generate (guided), decode."""
     inversion = invert_images(models, weights, pixels, source_ids, noise, schedule)
@@ -320,7 +357,7 @@ def edit_images(
     backward, inversion = lax.optimization_barrier((weights.backward, inversion))
     weights = replace(weights, backward=backward)
     return inversion, edit_inversion(
-        models, weights, inversion, target_ids, schedule, strength, match
+        models, weights, inversion, target_ids, schedule, strength, match, mask
     )
 
 
@@ -333,9 +370,10 @@ def differentiable_edit(
     noise: Latents,
     schedule: Schedule,
     strength: Strength,
+    mask: Mask | None = None,
 ) -> Float[Array, "b e H W 3"]:
     """The whole edit with gradients from the edited pixels to source pixels, start noise, prompts'
-    embeddings, LoRAs and the strength of guiders. (That to the guidance scale w is right, but of no
+    embeddings, LoRAs, strength and drawn mask. (That to the guidance scale w is right, but of no
     use: the network sees sines of 1000 w.)
 
     Args:
@@ -345,7 +383,11 @@ def differentiable_edit(
     Returns:
         edited images, about in [-1, 1], not clipped, without the source's statistics.
     """
+    b, e = target.shape[:2]
+    mask = None if mask is None else per_edit(mask, b, e)
     inversion = invert_images(models, weights, image, source, noise, schedule)
-    latents, _ = edit_latents(models, weights, inversion, target, schedule, strength)
-    edited = decode(models, weights, latents[-1])
-    return edited.reshape(*target.shape[:2], *edited.shape[1:])
+    made = generation(models, weights, inversion, target, schedule, strength, mask)
+    edited = decode(models, weights, made.latents[-1])
+    if mask is not None:
+        edited, _ = keep_pixels(edited, jnp.repeat(image, e, axis=0), mask, made.away)
+    return edited.reshape(b, e, *edited.shape[1:])

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from ie_jax import products
 from ie_jax.cli import run
 from ie_jax.config import build
+from ie_jax.data.images import preprocess, read_rgb
 from ie_jax.editing import command as edit_command
 from ie_jax.editing.command import edit
 from ie_jax.editing.config import EditConfig
@@ -78,6 +79,44 @@ def size(path: Path) -> tuple[int, int]:
 
 
 # --- what it writes ---
+
+
+def test_masks_and_strengths(photo: str, tmp_path: Path, command: Any) -> None:
+    """The mask that was found is written, and can be given back; strengths make a strip."""
+    argv = ["--image", photo, *PROMPTS, "--mask-feather", "0", "--quiet"]
+    status, out, _ = command(*argv, "--mask", "auto", "--output", "a.png")
+    assert status == 0 and "a-mask.png" in out
+    assert set(json.loads((tmp_path / "a.json").read_text())["outputs"]) == {"a.png", "a-mask.png"}
+    with Image.open(tmp_path / "a-mask.png") as mask:
+        white = np.asarray(mask.convert("L")) > 0
+    assert 0 < white.mean() < 1
+    status, out, _ = command(
+        *argv, "--mask", "a-mask.png", "--strength", "0", "0.5", "1", "--output", "b.png"
+    )
+    assert status == 0
+    results = {"b-1.png", "b-2.png", "b-3.png", "b-side-by-side.png"}
+    assert set(json.loads((tmp_path / "b.json").read_text())["outputs"]) == results
+    source = preprocess(read_rgb(Path(photo), photo), 16)
+    for name in ("b-1.png", "b-3.png"):
+        with Image.open(tmp_path / name) as result:
+            pixels = np.asarray(result)
+        np.testing.assert_array_equal(pixels[~white], source[~white])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--mask", "photo.jpg", "--output", "photo.jpg"], "is what is to be edited"),
+        (["--mask", "none.png"], "none.png"),
+        (["--mask", "auto", "--method", "ddim"], "--mask is of our method, not of ddim"),
+        (["--strength", "0.5", "--method", "ddim"], "--strength is of our method"),
+        (["--strength", "2"], "strength [2.0] must be one or more numbers from 0 to 1"),
+        (["--mask-feather", "-1"], "mask_feather -1.0 must be from 0 to 1"),
+    ],
+)
+def test_masks_that_cannot_be(photo: str, argv: list[str], message: str, command: Any) -> None:
+    status, _, err = command("--image", photo, *PROMPTS, "--quiet", *argv)
+    assert status == 2 and message in err and len(err.strip().splitlines()) == 1
 
 
 def test_one_target_with_settings_of_a_file_and_the_command_line(

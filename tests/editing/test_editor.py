@@ -502,3 +502,58 @@ def test_prompts_must_say_something(prompts: Any) -> None:
         prompt_rows(prompts, rows)
     with pytest.raises(UserError, match="must be texts and not empty"):
         one_each(prompts, 1, "source prompts")
+
+
+# --- masks and strength ---
+
+
+def test_a_mask_keeps_what_lies_outside(
+    plain: Editor, pipeline: Pipeline, inversion: Inversion
+) -> None:
+    left = np.zeros((16, 16), bool)
+    left[:, :8] = True
+    editor = alike(plain, pipeline, mask_feather=0.0)
+    found = editor.edit(inversion, TARGETS[:2], mask=left)
+    free = editor.edit(inversion, TARGETS[:2])
+    assert found.masks is not None and free.masks is None
+    np.testing.assert_array_equal(found.masks, np.broadcast_to(left, found.masks.shape))
+    source = np.broadcast_to(picture(), found.images[0].shape)
+    np.testing.assert_array_equal(found.images[0, :, :, 8:], source[:, :, 8:])
+    assert (found.images[0, :, :, :8] != source[:, :, :8]).mean() > 0.5
+    # What lets everything change changes nothing; and no mask is compiled for.
+    count = len(COMPILED)
+    everything = editor.edit(inversion, TARGETS[:2], mask=np.ones((16, 16)))
+    assert_same_images(everything.images, free.images)
+    auto = editor.edit(inversion, TARGETS[:2], mask="auto")
+    assert auto.masks is not None and 0 < auto.masks.mean() < 1
+    assert len(COMPILED) == count
+    outside = ~auto.masks[0]
+    np.testing.assert_array_equal(auto.images[0][outside], source[outside])
+
+
+def test_strength_goes_from_the_reconstruction_to_the_edit(
+    plain: Editor, inversion: Inversion
+) -> None:
+    swept = plain.edit(inversion, TARGETS[0], strength=[0.0, 0.5, 1.0]).images[0]
+    assert_same_images(swept[:1], plain.reconstruct(inversion))
+    whole = plain.edit(inversion, [TARGETS[0]] * 3).images[0]
+    assert_same_images(swept[2:], whole[:1])
+    assert (swept[1] != swept[0]).any() and (swept[1] != swept[2]).any()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mask": "car"}, "a mask must be 'auto' or an array"),
+        ({"mask": np.ones((8, 8))}, r"a mask must be 'auto' or an array \(16, 16\)"),
+        ({"mask": np.zeros((16, 16))}, "black everywhere"),
+        ({"mask": ["auto", "auto"]}, "2 masks for 1 images"),
+        ({"strength": 1.5}, "strength 1.5 must be from 0 to 1"),
+        ({"strength": [0, np.nan]}, "must be from 0 to 1"),
+    ],
+)
+def test_masks_and_strengths_that_cannot_be(
+    plain: Editor, inversion: Inversion, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        plain.edit(inversion, TARGETS[0], **given)
