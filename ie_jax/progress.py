@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 
 class Stages:
@@ -37,6 +37,10 @@ class Stages:
             if not self.quiet:
                 end = "\r" if live else ""
                 print(f"{end}{name}: {self.seconds[name]:.1f} s", file=sys.stderr, flush=True)
+
+    def before_the_bar(self, name: str) -> AbstractContextManager[None]:
+        """A stage, where it comes before a bar of progress: loading or compiling."""
+        return self(name) if name.startswith(("load", "compile")) else nullcontext()
 
     def show(self, name: str, start: float, done: threading.Event) -> None:
         """The running clock."""

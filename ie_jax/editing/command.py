@@ -4,7 +4,6 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -207,14 +206,12 @@ def edit_all(request: EditRequest, config: EditConfig, given: Sequence[str]) -> 
         output.mkdir(parents=True, exist_ok=True)
     own = jobs[jax.process_index() :: jax.process_count()]
     quiet = request.quiet or not main
-    stages = Stages(quiet)
-
-    def announce(name: str) -> AbstractContextManager[None]:
-        """Only what comes before the bar of progress."""
-        return stages(name) if name.startswith(("load", "compile")) else nullcontext()
-
     editor = Editor.from_pretrained(
-        config=config, offline=request.offline, progress=not quiet, announce=announce, mesh=mesh
+        config=config,
+        offline=request.offline,
+        progress=not quiet,
+        announce=Stages(quiet).before_the_bar,
+        mesh=mesh,
     )
     tally = edit_many(
         editor,

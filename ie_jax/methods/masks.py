@@ -20,6 +20,9 @@ from ie_jax.models.pixels import Image, Pixels
 
 BLUR = 1 / 64
 """Of a picture's height: over so much the difference of two pictures is averaged."""
+CELLS, PIXELS = 0.5, 0.6
+"""How much of a high difference counts as a change (`high`): of latents; of pixels, whose
+differences are taken by their square roots, since many changes are faint."""
 
 
 @struct.dataclass
@@ -80,10 +83,17 @@ def threshold(x: Float[Array, "b n"]) -> Float[Array, " b"]:
     return jnp.take_along_axis((x[:, :-1] + x[:, 1:]) / 2, at, axis=1)[:, 0]
 
 
-def high(x: Float[Array, "b h w"]) -> Float[Array, "b h w"]:
-    """1 where a map is above its `threshold`."""
-    flat = x.reshape(len(x), -1)
-    return (x > threshold(flat)[:, None, None]).astype(jnp.float32)
+def high(x: Float[Array, "b h w"], share: float) -> Float[Array, "b h w"]:
+    """1 where a map has at least a share of what its high part has in the mean. So a map that is
+    high everywhere is not parted by its noise."""
+    part = x > threshold(x.reshape(len(x), -1))[:, None, None]
+    mean = jnp.sum(x * part, axis=(1, 2)) / jnp.maximum(jnp.sum(part, axis=(1, 2)), 1)
+    return (x > share * mean[:, None, None]).astype(jnp.float32)
+
+
+def changed_cells(seen: Float[Array, "b h w"]) -> Float[Array, "b h w"]:
+    """1 in the latent's cells that an edit changes, and their neighbours; see `keep_outside`."""
+    return grown(high(seen, CELLS))
 
 
 def apart(x: Float[Array, "b h w c"], y: Float[Array, "b h w c"]) -> Float[Array, "b h w"]:
@@ -109,7 +119,7 @@ def keep_outside(
     pixels, cells = mask.drawn.shape[1:], z.shape[1:3]
     window = (pixels[0] // cells[0], pixels[1] // cells[1])
     drawn = nn.max_pool(mask.drawn[..., None], window, window)[..., 0]
-    found = jnp.where(mask.found[:, None, None] > 0, grown(high(seen)), 1.0)
+    found = jnp.where(mask.found[:, None, None] > 0, changed_cells(seen), 1.0)
     share = softened(drawn * found, jnp.ones(len(z)))[..., None]
     return share * z + (1 - share) * kept, seen
 
@@ -129,8 +139,8 @@ def keep_pixels(
     b, height, width, _ = image.shape
     edited, own = (x.astype(jnp.float32) for x in (image, source))
     changed = blurred(apart(edited, own), jnp.full(b, height * BLUR))
-    near = jax.image.resize(grown(high(seen)), (b, height, width), "nearest")
-    found = near * high(jnp.sqrt(changed))
+    near = jax.image.resize(changed_cells(seen), (b, height, width), "nearest")
+    found = near * high(jnp.sqrt(changed), PIXELS)
     area = mask.drawn * jnp.where(mask.found[:, None, None] > 0, found, 1.0)
     share = softened(area, mask.feather)[..., None]
     mixed = share * edited + (1 - share) * own

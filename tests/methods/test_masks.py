@@ -139,5 +139,10 @@ def test_values_never_retrace() -> None:
 def test_high_of_a_map() -> None:
     away: Any = np.ones((2, 4, 4), np.float32)
     away[0, 1, 1], away[1, :2] = 7, 3
-    found = np.asarray(high(away))
+    found = np.asarray(high(away, 0.5))
     assert found[0].sum() == 1 and found[1].sum() == 8
+
+
+def test_a_map_that_is_high_everywhere_is_not_parted() -> None:
+    away: Any = np.random.default_rng(0).uniform(0.7, 1.0, (1, 8, 8)).astype(np.float32)
+    assert np.asarray(high(away, 0.5)).all()

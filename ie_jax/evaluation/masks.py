@@ -1,0 +1,227 @@
+"""What masks and strengths do, on the embedded world, where the true mask of every edit is known.
+
+python -m ie_jax.evaluation.masks --scenes 128 --seed 2026 --output masks
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ie_jax.cli import run
+from ie_jax.config import parse
+from ie_jax.data.masks import AUTO
+from ie_jax.data.world import EDITS, caption, draw_scene, render
+from ie_jax.editing.config import EditConfig
+from ie_jax.editing.editor import Editor
+from ie_jax.editing.images import encoded, write_errors
+from ie_jax.errors import UserError
+from ie_jax.evaluation.metrics.means import Values, estimate
+from ie_jax.evaluation.metrics.pixels import squared_error
+from ie_jax.evaluation.model import Model, load_model
+from ie_jax.evaluation.report import Column, Table, comma_separated, markdown, sheet
+from ie_jax.evaluation.world import ALL, Task, all_edits, check_seed, score_edits
+from ie_jax.products import check_folder, leave
+from ie_jax.progress import Stages
+
+DESCRIPTION = """Edit scenes of the embedded world without a mask, in the mask that is found and in
+the true one, and at several strengths; measure each result against the exact one."""
+TRUE, NONE = "true", "none"
+MASKS = (NONE, AUTO, TRUE)
+EQUAL = 60.0
+"""dB that equal pictures get, whose PSNR is infinite."""
+SHOWN = 2
+"""Edits of each kind in the picture."""
+KIND = Column("edit", "kind")
+COLUMNS = (
+    Column("success %", "success", 1, True),
+    Column("changed right %", "changed", 1, True),
+    Column("PSNR outside the mask", "psnr_outside_mask"),
+    Column("PSNR to truth", "psnr_to_truth"),
+    Column("perceptual to truth", "perceptual_to_truth", 4),
+    Column("distance to source", "distance", 1),
+)
+
+
+@dataclass(frozen=True)
+class MasksRequest:
+    """What to measure, and where the results go."""
+
+    scenes: int = 128
+    seed: int = 2026
+    """Of the scenes: one that no model was trained on."""
+    strengths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    batch_size: int = 16
+    """Edits at once."""
+    output: str = "masks"
+    """A folder for tables and pictures."""
+    overwrite: bool = False
+    """Write into a folder that holds other things than an earlier run's."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class MasksConfig:
+    """How the scenes are edited."""
+
+    edit: EditConfig = field(default_factory=lambda: EditConfig(match_statistics=False))
+
+
+@dataclass(frozen=True)
+class Edits:
+    """All edits of all scenes, (n, ...)."""
+
+    tasks: Sequence[Task]
+    pixels: np.ndarray
+    truths: np.ndarray
+    masks: np.ndarray
+    """True where source and truth may differ."""
+
+
+def draw(seed: int, scenes: int) -> Edits:
+    """Every possible edit of the first scenes of a seed."""
+    tasks = all_edits([draw_scene(seed, i) for i in range(scenes)], seed)
+    edits = [task.edit for task in tasks]
+    return Edits(
+        tasks,
+        np.stack([render(edit.source) for edit in edits]),
+        np.stack([render(edit.target) for edit in edits]),
+        np.stack([edit.mask for edit in edits]),
+    )
+
+
+def edited(
+    editor: Editor, edits: Edits, size: int, mask: str, strengths: Sequence[float], bar: Any
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Results, uint8 (n, strengths, h, w, 3), and masks, bool (n, h, w)."""
+    images, masks = [], []
+    count = len(edits.tasks)
+    for start in range(0, count, size):
+        # The last batch is filled up: one size is one compilation.
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        tasks = [edits.tasks[i] for i in rows]
+        given: Any = {NONE: None, AUTO: AUTO, TRUE: [edits.masks[i] for i in rows]}[mask]
+        inversion = editor.invert(
+            list(edits.pixels[rows]),
+            [caption(task.edit.source) for task in tasks],
+            [task.number for task in tasks],
+        )
+        targets = [[caption(task.edit.target)] * len(strengths) for task in tasks]
+        result = editor.edit(inversion, targets, strength=list(strengths), mask=given)
+        images.append(result.images)
+        if result.masks is not None:
+            masks.append(result.masks[:, 0])
+        bar.update(min(size, count - start))
+    return np.concatenate(images)[:count], np.concatenate(masks)[:count] if masks else None
+
+
+def scores(model: Model, size: int, pixels: np.ndarray, edits: Edits) -> dict[str, Values]:
+    """Measures of each result, see `world.score_edits`; and how far it is from the source."""
+    found = score_edits(model, size, pixels, edits.pixels, [task.edit for task in edits.tasks])
+    found["psnr_outside_mask"] = np.minimum(found["psnr_outside_mask"], EQUAL)
+    return found | {"distance": 127.5 * np.sqrt(squared_error(pixels, edits.pixels))}
+
+
+def union_shares(masks: np.ndarray, truths: np.ndarray) -> Values:
+    """Intersection over union of pairs of masks (n, h, w); NaN where both are empty."""
+    both, either = ((f(masks, truths)).sum((1, 2)) for f in (np.logical_and, np.logical_or))
+    return np.where(either > 0, both / np.maximum(either, 1), np.nan)
+
+
+def rows_of(name: Mapping[str, Any], values: Mapping[str, Values], edits: Edits) -> list[Any]:
+    """A row for each kind of edit, and one for all."""
+    kinds = np.array([task.edit.kind for task in edits.tasks])
+    groups = np.array([task.number for task in edits.tasks])
+    return [
+        {**name, "kind": kind, **{key: estimate(x[at], groups[at]) for key, x in values.items()}}
+        for kind in (ALL, *EDITS)
+        if (at := np.full(len(kinds), True) if kind == ALL else kinds == kind).any()
+    ]
+
+
+def measure(
+    editor: Editor, model: Model, edits: Edits, request: MasksRequest
+) -> tuple[dict[str, list[Any]], dict[str, np.ndarray]]:
+    """Rows of both tables, and the results at full strength by mask."""
+    size, rows = request.batch_size, {"mask": list[Any](), "strength": list[Any]()}
+    shown = {"source": edits.pixels}
+    total = len(edits.tasks) * (len(MASKS) + 1)
+    with tqdm(total=total, desc="edits", unit="edit", disable=request.quiet) as bar:
+        for mask in MASKS:
+            images, found = edited(editor, edits, size, mask, [1.0], bar)
+            values = scores(model, size, images[:, 0], edits)
+            none = np.full(len(edits.tasks), np.nan)
+            values["iou"] = none if found is None else union_shares(found, edits.masks)
+            rows["mask"] += rows_of({"mask": mask}, values, edits)
+            if mask == AUTO and found is not None:
+                shown["found mask"] = np.repeat(np.where(found, 255, 0)[..., None], 3, 3)
+            shown[f"mask: {mask}"] = images[:, 0]
+        images, _ = edited(editor, edits, size, NONE, request.strengths, bar)
+        for i, strength in enumerate(request.strengths):
+            values = scores(model, size, images[:, i], edits)
+            rows["strength"] += rows_of({"strength": strength}, values, edits)
+            shown[f"strength {strength:g}"] = images[:, i]
+    return rows, {**shown, "truth": edits.truths}
+
+
+def pictures(shown: Mapping[str, np.ndarray], edits: Edits) -> dict[str, np.ndarray]:
+    """Sheets of some edits of each kind: by mask and by strength."""
+    kinds = [task.edit.kind for task in edits.tasks]
+    picked = [i for kind in EDITS for i in [j for j, k in enumerate(kinds) if k == kind][:SHOWN]]
+
+    def some(word: str) -> dict[str, np.ndarray]:
+        names = [name for name in shown if name in ("source", "truth") or word in name]
+        return {name: shown[name][picked].astype(np.uint8) for name in names}
+
+    return {"masks": sheet(some("mask")), "strengths": sheet(some("strength"))}
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """Run the command.
+
+    Raises:
+        UserError: bad input, before anything is written.
+    """
+    request, config, _ = parse(argv, DESCRIPTION, MasksRequest, MasksConfig)
+    check_seed(request.seed)
+    if min(request.scenes, request.batch_size) < 1 or not request.strengths:
+        raise UserError("scenes, batch_size and strengths must be positive")
+    output = Path(request.output)
+    record = output / "results.json"
+    check_folder(output, record, request.overwrite)
+    model = load_model(config.edit.model, config.edit)
+    announce = Stages(request.quiet).before_the_bar
+    editor = Editor.from_pretrained(config=config.edit, progress=False, announce=announce)
+    edits = draw(request.seed, request.scenes)
+    rows, shown = measure(editor, model, edits, request)
+    tables = [
+        Table(name, title, (Column(name, name), KIND, *COLUMNS, *more), rows[name])
+        for name, title, more in (
+            ("mask", "Edits by mask", (Column("IoU with the true mask", "iou", 3),)),
+            ("strength", "Edits by strength", ()),
+        )
+    ]
+    files = {output / f"{name}.png": image for name, image in pictures(shown, edits).items()}
+    contents = {path: encoded(image, path) for path, image in files.items()}
+    for table in tables:
+        contents[output / f"{table.name}.csv"] = comma_separated(table).encode()
+        short = replace(table, rows=[row for row in table.rows if row["kind"] == ALL])
+        contents[output / f"{table.name}.md"] = markdown(short).encode()
+        print(markdown(short))
+    with write_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+    leave(contents, record, {"request": asdict(request), "config": asdict(config), **rows})
+    print("wrote", *contents, record)
+
+
+def main() -> None:
+    """The command."""
+    run(evaluate)
+
+
+if __name__ == "__main__":
+    main()
