@@ -113,6 +113,7 @@ class Editor:
         config: EditConfig = EditConfig(),
         announce: Announce = silent,
         mesh: Mesh | None = None,
+        weights: Weights | None = None,
     ) -> None:
         """Place the weights on the devices and name the programs.
 
@@ -120,13 +121,14 @@ class Editor:
             config: what it leaves open is as the model's facts say.
             announce: opened around each compilation and run, with its name.
             mesh: devices of this process that share each batch of images, see `devices`. None: one.
+            weights: the pipeline's, where they are on the devices already.
 
         Raises:
             UserError: the config does not fit the model.
         """
         self.mesh = local_mesh(1) if mesh is None else mesh
         arch = pipeline.architecture
-        self.config = config
+        self.config, self.facts, self.announce = config, pipeline.facts, announce
         self.schedule = schedule_of(config, pipeline.facts, arch.betas)
         steps = self.schedule.steps
         self.strength = Strength(
@@ -145,8 +147,14 @@ class Editor:
             ),
         )
         self.size = config.size or arch.image_size
-        self.weights = placed(pipeline.weights, config, self.mesh)
+        self.weights = placed(pipeline.weights, config, self.mesh) if weights is None else weights
+        self.pipeline = replace(pipeline, weights=self.weights)
         self.tokenizer = Tokenizer(pipeline.tokenizer)
+        self.programs = self.make_programs()
+
+    def make_programs(self) -> dict[str, Program]:
+        """What the editor runs, by name; nothing is compiled yet."""
+        config = self.config
         functions: dict[str, Callable[..., Any]] = {
             "invert": invert_images,
             "edit": edit_inversion,
@@ -159,17 +167,30 @@ class Editor:
             size = size_of(settled(config.method, config.baseline))
             functions[config.method] = partial(edit_by, method=method, size=size)
             where[config.method] = METHOD_PLACES
-        self.programs = {
+        programs = {
             name: Program(
                 name,
                 over_devices(partial(functions[name], self.models), self.mesh, *at),
-                announce,
+                self.announce,
                 config.execution.compiler_options,
             )
             for name, at in where.items()
         }
         if config.method == "infedit":
-            self.programs["text"] = Program("text", partial(embedding, self.models), announce)
+            programs["text"] = Program("text", partial(embedding, self.models), self.announce)
+        return programs
+
+    def variant(self, **changes: Any) -> Self:
+        """An editor of the same weights, which are on the devices once, with other settings.
+
+        Args:
+            changes: of the config; those of precision and rounding are not for it.
+
+        Raises:
+            UserError: the config does not fit the model.
+        """
+        config = replace(self.config, **changes)
+        return type(self)(self.pipeline, config, self.announce, self.mesh, self.weights)
 
     @classmethod
     def from_pretrained(

@@ -1,0 +1,34 @@
+"""Pictures to begin with: scenes of the embedded world."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ie_jax.data.world import caption, draw_edit, draw_scene, possible, render
+from ie_jax.editing.images import save_image
+
+SEED = 2026
+KINDS = ("change_color", "change_object", "change_background", "delete_object")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A photo, what it shows, and what to make of it."""
+
+    path: str
+    source: str
+    target: str
+
+
+def draw_samples(folder: Path) -> list[Sample]:
+    """A scene for each kind of edit, written into a folder."""
+    samples: list[Sample] = []
+    index = 0
+    for kind in KINDS:
+        while not possible(scene := draw_scene(SEED, index), kind) or scene.empty:
+            index += 1
+        edit = draw_edit(scene, kind, SEED, index)
+        path = folder / f"scene-{index}.png"
+        save_image(render(scene), path)
+        samples.append(Sample(str(path), caption(scene), caption(edit.target)))
+        index += 1
+    return samples
