@@ -15,8 +15,11 @@ from ie_jax.cli import run
 from ie_jax.config import parse
 from ie_jax.editing.images import check_place, write_errors
 from ie_jax.errors import UserError
-from ie_jax.evaluation.protocols import photos, pie
-from ie_jax.evaluation.report import write, write_plots, write_sheets, write_tables
+from ie_jax.evaluation.drawn import drawn
+from ie_jax.evaluation.protocols import listed, photos, pie
+from ie_jax.evaluation.report import write_plots, write_sheets, write_tables
+from ie_jax.evaluation.runner import write
+from ie_jax.evaluation.tuning import tune
 from ie_jax.evaluation.world import WorldConfig, check_seed, evaluate
 from ie_jax.products import OWN, check_folder
 from ie_jax.progress import Stages
@@ -85,10 +88,18 @@ def environment() -> dict[str, Any]:
     }
 
 
+def drawn_or_model(argv: Sequence[str]) -> None:
+    """`world`, or with --methods the methods on its scenes."""
+    chosen = any(word.partition("=")[0] == "--methods" for word in argv)
+    (drawn if chosen else world)(argv)
+
+
 PROTOCOLS: dict[str, Callable[[Sequence[str]], None]] = {
-    "world": world,
+    "world": drawn_or_model,
     "pie-bench": pie,
     "coco": photos,
+    "list": listed,
+    "tune": tune,
 }
 
 

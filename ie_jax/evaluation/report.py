@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ie_jax.data.panels import side_by_side
-from ie_jax.editing.images import write_errors
-from ie_jax.files import appearing_whole
+from ie_jax.evaluation.runner import write
 
 ZOOM = 2
 """Sheets show each pixel so many times in each direction."""
@@ -176,16 +175,6 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
             judged,
         ),
     ]
-
-
-def write(path: Path, content: str | bytes) -> None:
-    """A file, whole or not at all.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    with write_errors(path), appearing_whole(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_tables(folder: Path, results: Mapping[str, Any]) -> None:

@@ -51,7 +51,7 @@ from ie_jax.data.world import (
 from ie_jax.editing.config import EditConfig, GuiderConfig, RescalingConfig
 from ie_jax.errors import UserError
 from ie_jax.evaluation.batches import in_batches
-from ie_jax.evaluation.metrics.attributes import right
+from ie_jax.evaluation.metrics.attributes import predict, right
 from ie_jax.evaluation.metrics.means import Estimate, Values, estimate
 from ie_jax.evaluation.metrics.pixels import psnr_of, squared_error
 from ie_jax.evaluation.model import (
@@ -63,7 +63,6 @@ from ie_jax.evaluation.model import (
     edit,
     load_model,
     perceptual_distance,
-    predict,
     reconstruct,
     start_noise,
     teacher_reconstruct,

@@ -82,4 +82,6 @@ def wilson(hits: int, count: int) -> Interval:
     centre = share + z**2 / (2 * count)
     half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     low, high = ((centre + sign * half) / (1 + z**2 / count) for sign in (-1, 1))
-    return Interval(mean=share, low=max(float(low), 0.0), high=min(float(high), 1.0), count=count)
+    # Rounding would leave 0 or 1 just outside.
+    low, high = min(max(float(low), 0.0), share), max(min(float(high), 1.0), share)
+    return Interval(mean=share, low=low, high=high, count=count)

@@ -1,0 +1,244 @@
+"""Several methods on a protocol's images: what may be asked for, and how it is done."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ie_jax.config import build, parse, read_yaml
+from ie_jax.devices import batch_size, join, local_mesh, part, process_zero_first
+from ie_jax.editing.command import check_model
+from ie_jax.editing.config import EditConfig
+from ie_jax.editing.editor import Editor, use_compilation_cache
+from ie_jax.editing.images import write_errors
+from ie_jax.editing.jobs import refuse_twice
+from ie_jax.errors import UserError
+from ie_jax.evaluation.metrics.table import (
+    METRICS,
+    Judges,
+    Pair,
+    measured,
+    needs_mask,
+    needs_truth,
+)
+from ie_jax.evaluation.runner import Case, Run, claim, evaluate_method, join_parts, plain
+from ie_jax.evaluation.tables import write_tables
+from ie_jax.files import alone_in
+from ie_jax.methods.table import METHODS
+from ie_jax.weights.load import load_pipeline
+
+ALL = ("ours", *METHODS)
+TRIAL = 64
+"""Pixels of the picture on which every metric is tried before long work."""
+KEPT = "Each result is kept as it is made: a run that ended goes on when it is started again."
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure, and where the results go."""
+
+    data: str = ""
+    """The folder of the images, or the list."""
+    methods: tuple[str, ...] = ()
+    """ours, others of docs/methods.md, and names of `settings`. Empty: all of them."""
+    settings: str | None = None
+    """A YAML file with settings of single methods, by name; further names are further methods."""
+    metrics: tuple[str, ...] = ()
+    """Of docs/evaluation.md; empty: those of the published tables."""
+    weights: str | None = None
+    """A folder with the files of the metrics' networks. None: they are downloaded once."""
+    limit: int | None = None
+    """The first so many images only."""
+    output: str = "evaluation"
+    """Folder of the results."""
+    batch_size: int | None = None
+    """Images at once, a multiple of the devices. None: one for each."""
+    distributed: bool = False
+    """Several processes share the images, told by the environment (SLURM, TPU pods, GKE)."""
+    coordinator: str | None = None
+    """host:port of process 0, where the environment does not tell."""
+    processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+    offline: bool = False
+    """Never use the network."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a protocol measures, and how."""
+
+    name: str
+    cases: Sequence[Case]
+    metrics: Sequence[str]
+    """Where none are asked for."""
+    data: str
+    """Where the images come from."""
+    side: int | None = None
+    """See `Run`, as is `load`."""
+    load: Callable[[str, Editor], np.ndarray] = lambda path, editor: editor.load(path)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of single methods, where a person's do not say otherwise."""
+    prepare: Callable[[], None] = lambda: None
+    """Called once in the folder of the results before any edit."""
+    world: Path | None = None
+    """See `Judges`."""
+
+
+R = TypeVar("R", bound=Request)
+
+
+def asked(
+    argv: Sequence[str], description: str, schema: type[R]
+) -> tuple[R, EditConfig, Sequence[str]]:
+    """What a person asks for, see `parse`; this process has joined the others.
+
+    Raises:
+        UserError: it cannot be understood, or the others cannot be found.
+    """
+    request, config, given = parse(argv, description, schema, EditConfig)
+    join(request.distributed, request.coordinator, request.processes, request.process_id)
+    return request, config, given
+
+
+def compare(protocol: Protocol, request: Request, config: EditConfig, given: Sequence[str]) -> None:
+    """Run a protocol.
+
+    Raises:
+        UserError: bad input, or results cannot be written.
+    """
+    configs = configs_of(protocol, request, config, given)
+    metrics = request.metrics or tuple(protocol.metrics)
+    check(protocol, request, metrics)
+    process, processes = jax.process_index(), jax.process_count()
+    mesh, quiet = local_mesh(), request.quiet or process > 0
+    weights = None if request.weights is None else Path(request.weights).expanduser()
+    run = Run(
+        Path(request.output),
+        protocol.cases[: request.limit],
+        Judges(weights, request.offline, not quiet, world=protocol.world),
+        metrics,
+        batch_size(mesh, request.batch_size),
+        protocol.side,
+        protocol.load,
+        process,
+        processes,
+        quiet,
+    )
+    measured(run.judges, trial(), metrics)
+    facts = {"protocol": protocol.name, "data": protocol.data, "config": asdict(config)}
+    methods = {name: asdict(x) for name, x in configs.items()}
+    broken: dict[str, int] = {}
+
+    def begin() -> None:
+        claim(run.folder, facts, methods)
+        protocol.prepare()
+
+    if process == 0:
+        with write_errors(run.folder):
+            run.folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(run.folder) if process == 0 else nullcontext():
+        process_zero_first(begin)
+        use_compilation_cache()
+        for name, editor in editors(configs, request, mesh, quiet):
+            lost = evaluate_method(run, name, editor)
+            broken |= {name: len(lost)} if lost else {}
+            if process == 0:
+                write_tables(run.folder, tuple(configs), run.cases)
+        part()
+        if process == 0:
+            for name in configs:
+                join_parts(run.folder, name, run.cases)
+            write_tables(run.folder, tuple(configs), run.cases)
+    told = "".join(f"; {name}: {count} passed over" for name, count in broken.items())
+    what = "results.csv, tables.md, and a .jsonl and pictures of each method"
+    print(f"wrote {run.folder}: {what}{told}" if process == 0 else f"process {process}: done{told}")
+
+
+def editors(
+    configs: Mapping[str, EditConfig], request: Request, mesh: Mesh, quiet: bool
+) -> Iterator[tuple[str, Editor]]:
+    """An editor for each method, one at a time: the weights of one go before those of the next."""
+    parts, pipeline = None, None
+    for name, config in configs.items():
+        wanted = (config.model, config.forward, config.backward)
+        if wanted != parts:
+            parts, pipeline = wanted, load_pipeline(*wanted, request.offline, not quiet)
+        assert pipeline
+        yield name, Editor(pipeline, config, mesh=mesh)
+
+
+def configs_of(
+    protocol: Protocol, request: Request, config: EditConfig, given: Sequence[str]
+) -> dict[str, EditConfig]:
+    """The settings of each method that is asked for, by its name in the results.
+
+    Raises:
+        UserError: there is none of that name, or its settings are wrong.
+    """
+    if "method" in given:
+        raise UserError("give --methods, not --method")
+    path = Path(request.settings or "").expanduser()
+    own = read_yaml(path) if request.settings else {}
+    table = {**protocol.settings, **own}
+    for name in own:
+        if name != Path(name).name or name.startswith(".") or not isinstance(own[name], dict):
+            raise UserError(f"{path}: {name!r} must be a name for a folder, with settings below it")
+    known = tuple(dict.fromkeys((*ALL, *table)))
+    refuse_unknown("methods", request.methods or known, known)
+    found = {}
+    for name in dict.fromkeys(request.methods or known):
+        usual = {"method": name, "guiders": []} if name in METHODS else {}
+        values = merged(plain(asdict(config)), merged(usual, table.get(name, {})))
+        found[name] = build(EditConfig, values, f"{path} {name}")
+        check_model(found[name])
+    return found
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with changes, also of the mappings in them."""
+    return {
+        **values,
+        **{
+            name: merged(values[name], x) if isinstance(values.get(name), dict) else x
+            for name, x in changes.items()
+        },
+    }
+
+
+def check(protocol: Protocol, request: Request, metrics: Sequence[str]) -> None:
+    """Raise UserError if it asks for what there is not."""
+    refuse_unknown("metrics", metrics, tuple(METRICS))
+    refuse_twice([case.job for case in protocol.cases], Path(request.data))
+    if request.limit is not None and request.limit < 1:
+        raise UserError(f"--limit {request.limit} must be positive")
+    for name in metrics:
+        for what, asks in (("mask", needs_mask), ("truth", needs_truth)):
+            if asks(name) and all(getattr(case, what) is None for case in protocol.cases):
+                raise UserError(f"--metrics: {name} needs a {what}, and no image has one")
+        if name.startswith("world_") and protocol.world is None:
+            raise UserError(f"--metrics: {name} is of the world's scenes alone")
+
+
+def refuse_unknown(what: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise UserError unless all names are known and there is one."""
+    wrong = [name for name in names if name not in known]
+    if wrong or not names:
+        told = f"{wrong[0]!r} is none of the" if wrong else "none are given of the"
+        raise UserError(f"--{what}: {told} {what} {', '.join(known)}")
+
+
+def trial() -> Pair:
+    """Noise, with half of it to be edited."""
+    one, other, third = np.random.default_rng(0).integers(0, 256, (3, TRIAL, TRIAL, 3), np.uint8)
+    mask = np.zeros((TRIAL, TRIAL), np.uint8)
+    mask[: TRIAL // 2] = 1
+    return Pair(one, other, "noise", "other noise", mask, third)
