@@ -1,15 +1,10 @@
 """The command: measure how well a model inverts and edits."""
 
 import json
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import jax
 
 from ie_jax.cli import run
 from ie_jax.config import parse
@@ -17,7 +12,7 @@ from ie_jax.editing.images import check_place, write_errors
 from ie_jax.errors import UserError
 from ie_jax.evaluation.drawn import drawn
 from ie_jax.evaluation.protocols import listed, photos, pie
-from ie_jax.evaluation.report import write_plots, write_sheets, write_tables
+from ie_jax.evaluation.report import environment, write_plots, write_sheets, write_tables
 from ie_jax.evaluation.runner import write
 from ie_jax.evaluation.tuning import tune
 from ie_jax.evaluation.world import WorldConfig, check_seed, evaluate
@@ -76,16 +71,6 @@ def world(argv: Sequence[str]) -> None:
     if not write_plots(folder, results):
         print("plots are skipped: matplotlib is not installed", file=sys.stderr)
     print(f"wrote {folder}: results.json, tables.md and their parts, plots and pictures")
-
-
-def environment() -> dict[str, Any]:
-    """With what the numbers were measured."""
-    device = jax.devices()[0]
-    return {
-        "versions": {name: version(name) for name in ("ie_jax", "jax", "jaxlib", "flax")}
-        | {"python": platform.python_version()},
-        "device": {"platform": device.platform, "kind": device.device_kind},
-    }
 
 
 def drawn_or_model(argv: Sequence[str]) -> None:

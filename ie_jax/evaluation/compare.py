@@ -1,8 +1,10 @@
 """Several methods on a protocol's images: what may be asked for, and how it is done."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,8 +28,17 @@ from ie_jax.evaluation.metrics.table import (
     needs_mask,
     needs_truth,
 )
-from ie_jax.evaluation.runner import Case, Run, claim, evaluate_method, join_parts, plain
-from ie_jax.evaluation.tables import write_tables
+from ie_jax.evaluation.page import write_page
+from ie_jax.evaluation.runner import (
+    Case,
+    Run,
+    claim,
+    evaluate_method,
+    join_parts,
+    load_picture,
+    plain,
+)
+from ie_jax.evaluation.tables import rows_of, write_tables
 from ie_jax.files import alone_in
 from ie_jax.methods.table import METHODS
 from ie_jax.weights.load import load_pipeline
@@ -152,15 +163,38 @@ def compare(protocol: Protocol, request: Request, config: EditConfig, given: Seq
             lost = evaluate_method(run, name, editor)
             broken |= {name: len(lost)} if lost else {}
             if process == 0:
-                write_tables(run.folder, tuple(configs), run.cases)
+                write_tables(run.folder, rows_of(run.folder, protocol.name, configs, run.cases))
         part()
         if process == 0:
             for name in configs:
                 join_parts(run.folder, name, run.cases)
-            write_tables(run.folder, tuple(configs), run.cases)
+            report(protocol, run, configs, editor)
     told = "".join(f"; {name}: {count} passed over" for name, count in broken.items())
-    what = "results.csv, tables.md, and a .jsonl and pictures of each method"
+    what = "report.html, results.csv, tables, and a .jsonl and pictures of each method"
     print(f"wrote {run.folder}: {what}{told}" if process == 0 else f"process {process}: done{told}")
+
+
+def report(protocol: Protocol, run: Run, configs: Mapping[str, EditConfig], editor: Editor) -> None:
+    """Tables, plots and the page of what is there.
+
+    Args:
+        editor: of any method; all read pictures alike.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    rows = rows_of(run.folder, protocol.name, configs, run.cases)
+    write_tables(run.folder, rows)
+    facts = {
+        "protocol": protocol.name,
+        "model": next(iter(configs.values())).model,
+        "data": protocol.data,
+        "images": len(run.cases),
+    }
+    load = partial(load_picture, run, editor)
+    if not write_page(run.folder, facts, configs, run.cases, rows, load):
+        note = "report.html is skipped: pip install 'ie_jax[evaluation]' for jinja2 and matplotlib"
+        print(note, file=sys.stderr)
 
 
 def editors(

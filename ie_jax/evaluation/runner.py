@@ -17,6 +17,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,18 +204,20 @@ def measure(run: Run, name: str, editor: Editor, case: Case, line: Line | None) 
 
 def pair_of(run: Run, editor: Editor, case: Case, result: Path) -> Pair:
     """A result with all that it is compared with."""
-
-    def load(path: str) -> np.ndarray:
-        if run.side is None:
-            return run.load(path, editor)
-        return resized(read_rgb(Path(path), path), (run.side, run.side))
-
+    load = partial(load_picture, run, editor)
     source, mask = load(case.job.image), case.mask
     if isinstance(mask, str):
         mask = (load(mask).mean(-1) > 127).astype(np.uint8)
     truth = None if case.truth is None else load(case.truth)
     pixels = resized(read_rgb(result, str(result)), source.shape[:2])
     return Pair(source, pixels, case.job.source, case.job.targets[0], mask, truth)
+
+
+def load_picture(run: Run, editor: Editor, path: str) -> np.ndarray:
+    """A picture as it is measured: uint8 (h, w, 3)."""
+    if run.side is None:
+        return run.load(path, editor)
+    return resized(read_rgb(Path(path), path), (run.side, run.side))
 
 
 def resized(picture: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
