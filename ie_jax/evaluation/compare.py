@@ -56,7 +56,7 @@ class Request:
     data: str = ""
     """The folder of the images, or the list."""
     methods: tuple[str, ...] = ()
-    """ours, others of docs/methods.md, and names of `settings`. Empty: all of them."""
+    """ours, others of docs/methods.md, and names of `settings`. Empty, or all: all of them."""
     settings: str | None = None
     """A YAML file with settings of single methods, by name; further names are further methods."""
     metrics: tuple[str, ...] = ()
@@ -227,9 +227,10 @@ def configs_of(
         if name != Path(name).name or name.startswith(".") or not isinstance(own[name], dict):
             raise UserError(f"{path}: {name!r} must be a name for a folder, with settings below it")
     known = tuple(dict.fromkeys((*ALL, *table)))
-    refuse_unknown("methods", request.methods or known, known)
+    names = known if request.methods in ((), ("all",)) else request.methods
+    refuse_unknown("methods", names, known)
     found = {}
-    for name in dict.fromkeys(request.methods or known):
+    for name in dict.fromkeys(names):
         usual = {"method": name, "guiders": []} if name in METHODS else {}
         values = merged(plain(asdict(config)), merged(usual, table.get(name, {})))
         found[name] = build(EditConfig, values, f"{path} {name}")

@@ -24,6 +24,7 @@ from ie_jax.evaluation.world import check_seed, one_edit_each
 WORLD_METRICS = ("world_success", "psnr_truth", "psnr_outside", "world_perceptual_truth")
 DESCRIPTION = f"""world --methods: edit drawn scenes, one edit of each, by several methods and
 compare the results with the exact ones. {KEPT}"""
+SETTINGS = "drawn.yaml"
 PICTURES = "scenes"
 """Folder of the scenes in that of the results."""
 
@@ -83,7 +84,7 @@ def drawn_protocol(request: DrawnRequest, config: EditConfig) -> Protocol:
 
 def usual_settings() -> dict[str, Any]:
     """The settings that were chosen for the methods on the world, see `tuning`."""
-    found: dict[str, Any] = parse_yaml((files("ie_jax.evaluation") / "drawn.yaml").read_text())
+    found: dict[str, Any] = parse_yaml((files("ie_jax.evaluation") / SETTINGS).read_text())
     return found
 
 

@@ -72,7 +72,7 @@ def label_points(axes: Any, points: Sequence[Point]) -> None:
     axes.set_autoscale_on(False)
     placed = sorted(
         ((axes.transLimits.transform((p.x["mean"], p.y["mean"])), p) for p in points),
-        key=lambda both: -both[0][1],
+        key=lambda both: (-round(both[0][1], 3), -both[0][0]),
     )
     heights = apart([place[1] for place, _ in placed], GAP)
     for (_, p), height in zip(placed, heights, strict=True):
@@ -84,7 +84,7 @@ def label_points(axes: Any, points: Sequence[Point]) -> None:
             va="center",
             fontsize=8.5,
             color=OURS if p.ours else "black",
-            arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.5, "shrinkB": 3},
+            arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.5, "relpos": (0, 0.5)},
         )
 
 

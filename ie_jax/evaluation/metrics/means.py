@@ -86,7 +86,7 @@ def bootstrap(values: Values, draws: int = 2000) -> Interval:
     if count < 2:
         return Interval(mean=mean, low=None, high=None, count=count)
     rng = np.random.default_rng(0)
-    means = [values[rng.integers(0, count, count)].mean() for _ in range(draws)]
+    means = values[rng.integers(0, count, (draws, count))].mean(axis=1)
     low, high = np.percentile(means, (2.5, 97.5))
     return Interval(mean=mean, low=float(low), high=float(high), count=count)
 
