@@ -1,8 +1,8 @@
 """Several methods on a protocol's images: what may be asked for, and how it is done."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ie_jax.config import build, parse, read_yaml
+from ie_jax.data.images import load_image
 from ie_jax.devices import batch_size, join, local_mesh, part, process_zero_first
 from ie_jax.editing.command import check_model
 from ie_jax.editing.config import EditConfig
@@ -95,7 +96,7 @@ class Protocol:
     """Where the images come from."""
     side: int | None = None
     """See `Run`, as is `load`."""
-    load: Callable[[str, Editor], np.ndarray] = lambda path, editor: editor.load(path)
+    load: Callable[[str, int], np.ndarray] | None = None
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Of single methods, where a person's do not say otherwise."""
     prepare: Callable[[], None] = lambda: None
@@ -139,7 +140,7 @@ def compare(protocol: Protocol, request: Request, config: EditConfig, given: Seq
         metrics,
         batch_size(mesh, request.batch_size),
         protocol.side,
-        protocol.load,
+        protocol.load or partial(load_image, fit=config.fit),
         process,
         processes,
         quiet,
@@ -147,38 +148,62 @@ def compare(protocol: Protocol, request: Request, config: EditConfig, given: Seq
     measured(run.judges, trial(), metrics)
     facts = {"protocol": protocol.name, "data": protocol.data, "config": asdict(config)}
     methods = {name: asdict(x) for name, x in configs.items()}
-    broken: dict[str, int] = {}
+    with ExitStack() as held:
 
-    def begin() -> None:
-        claim(run.folder, facts, methods)
-        protocol.prepare()
+        def begin() -> None:
+            with write_errors(run.folder):
+                run.folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(alone_in(run.folder))
+            claim(run.folder, facts, methods)
+            protocol.prepare()
 
-    if process == 0:
-        with write_errors(run.folder):
-            run.folder.mkdir(parents=True, exist_ok=True)
-    with alone_in(run.folder) if process == 0 else nullcontext():
         process_zero_first(begin)
         use_compilation_cache()
-        for name, editor in editors(configs, request, mesh, quiet):
-            lost = evaluate_method(run, name, editor)
-            broken |= {name: len(lost)} if lost else {}
-            if process == 0:
-                write_tables(run.folder, rows_of(run.folder, protocol.name, configs, run.cases))
+        broken, size = edit_and_measure(protocol, run, configs, request, mesh)
         part()
         if process == 0:
             for name in configs:
                 join_parts(run.folder, name, run.cases)
-            report(protocol, run, configs, editor)
-    told = "".join(f"; {name}: {count} passed over" for name, count in broken.items())
+            report(protocol, run, configs, size)
+    told = "".join(f"; {name}: {count} passed over" for name, count in broken.items() if count)
     what = "report.html, results.csv, tables, and a .jsonl and pictures of each method"
     print(f"wrote {run.folder}: {what}{told}" if process == 0 else f"process {process}: done{told}")
 
 
-def report(protocol: Protocol, run: Run, configs: Mapping[str, EditConfig], editor: Editor) -> None:
+def edit_and_measure(
+    protocol: Protocol,
+    run: Run,
+    configs: Mapping[str, EditConfig],
+    request: Request,
+    mesh: Mesh,
+) -> tuple[dict[str, int], int]:
+    """One method after the other; process 0 writes the tables after each.
+
+    Returns:
+        Images that each method had to pass over, and pixels of a side for its networks.
+    """
+    broken: dict[str, int] = {}
+    pipeline, parts, size = None, None, 0
+    for name, config in configs.items():
+        wanted = (config.model, config.forward, config.backward)
+        if wanted != parts:
+            pipeline = None  # goes before the next comes
+            parts, pipeline = wanted, load_pipeline(*wanted, request.offline, not run.quiet)
+        assert pipeline
+        editor = Editor(pipeline, config, mesh=mesh)
+        size = editor.size
+        broken[name] = len(evaluate_method(run, name, editor))
+        del editor  # its weights, before those of the next are placed
+        if run.process == 0:
+            write_tables(run.folder, rows_of(run.folder, protocol.name, configs, run.cases))
+    return broken, size
+
+
+def report(protocol: Protocol, run: Run, configs: Mapping[str, EditConfig], size: int) -> None:
     """Tables, plots and the page of what is there.
 
     Args:
-        editor: of any method; all read pictures alike.
+        size: pixels of a side for the networks.
 
     Raises:
         UserError: they cannot be written.
@@ -191,23 +216,10 @@ def report(protocol: Protocol, run: Run, configs: Mapping[str, EditConfig], edit
         "data": protocol.data,
         "images": len(run.cases),
     }
-    load = partial(load_picture, run, editor)
+    load = partial(load_picture, run, size=size)
     if not write_page(run.folder, facts, configs, run.cases, rows, load):
         note = "report.html is skipped: pip install 'ie_jax[evaluation]' for jinja2 and matplotlib"
         print(note, file=sys.stderr)
-
-
-def editors(
-    configs: Mapping[str, EditConfig], request: Request, mesh: Mesh, quiet: bool
-) -> Iterator[tuple[str, Editor]]:
-    """An editor for each method, one at a time: the weights of one go before those of the next."""
-    parts, pipeline = None, None
-    for name, config in configs.items():
-        wanted = (config.model, config.forward, config.backward)
-        if wanted != parts:
-            parts, pipeline = wanted, load_pipeline(*wanted, request.offline, not quiet)
-        assert pipeline
-        yield name, Editor(pipeline, config, mesh=mesh)
 
 
 def configs_of(

@@ -19,7 +19,7 @@ from ie_jax.editing.many import output_paths
 from ie_jax.evaluation import plots
 from ie_jax.evaluation.report import environment, sheet
 from ie_jax.evaluation.runner import Case, Line, lines_of, plain, resized, write
-from ie_jax.evaluation.tables import BESIDE, NOTE, Row, beside_paper, cell, wide
+from ie_jax.evaluation.tables import BESIDE, NOTE, Row, beside_paper, cell, gains, wide
 
 DONE = ("world_success", "clip_score_edited", "clip_score_target", "clip_l14", "clip_b32")
 KEPT = ("psnr_outside", "psnr_unedited", "lpips_vgg", "dinov2", "psnr", "mse")
@@ -80,6 +80,7 @@ def write_page(
         facts={**facts, **flat(environment())},
         small=all(max(x.pictures["source"].shape) <= 128 for y in groups.values() for x in y),
         tables={kind: table(rows, kind) for kind in ("", *kinds)},
+        gains=gains(rows),
         beside=(BESIDE, beside_paper(rows)),
         note=NOTE,
         plots={name: embedded(content, "png") for name, content in drawn.items()},

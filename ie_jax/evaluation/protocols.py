@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from ie_jax.editing.command import check_model
-from ie_jax.editing.editor import Editor, schedule_of
+from ie_jax.editing.editor import schedule_of
 from ie_jax.editing.jobs import Job
 from ie_jax.errors import UserError
 from ie_jax.evaluation import coco, lists, pie_bench
@@ -125,6 +125,6 @@ def data_path(request: Request) -> Path:
     return Path(request.data).expanduser()
 
 
-def prepared(path: str, editor: Editor) -> np.ndarray:
+def prepared(path: str, size: int) -> np.ndarray:
     """See `prepared_photo`."""
-    return coco.prepared_photo(Path(path), editor.size)
+    return coco.prepared_photo(Path(path), size)

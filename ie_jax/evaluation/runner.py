@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ie_jax.config import build
-from ie_jax.data.images import read_rgb
+from ie_jax.data.images import load_image, read_rgb
 from ie_jax.editing.command import versions
 from ie_jax.editing.editor import Editor
 from ie_jax.editing.images import write_errors
@@ -65,8 +65,8 @@ class Run:
     side: int | None = None
     """Of the square on which metrics are measured; results of another size are resized. None: the
     results' own."""
-    load: Callable[[str, Editor], np.ndarray] = lambda path, editor: editor.load(path)
-    """Reads a picture for an editor's networks."""
+    load: Callable[[str, int], np.ndarray] = load_image
+    """Reads a picture for networks that take so many pixels of a side."""
     process: int = 0
     """Of `processes`, which share the images."""
     processes: int = 1
@@ -153,7 +153,7 @@ def evaluate_method(run: Run, name: str, editor: Editor) -> list[str]:
         run.batch_size,
         plain(asdict(editor.config)),
         {"versions": versions()},
-        load=lambda path: run.load(path, editor),
+        load=lambda path: editor.load(run.load(path, editor.size)),
         quiet=run.quiet,
         name=name,
     )
@@ -191,7 +191,7 @@ def measure(run: Run, name: str, editor: Editor, case: Case, line: Line | None) 
     digest = facts["outputs"][result.name]
     if line and line.sha256 == digest and set(run.metrics) <= set(line.metrics):
         return None
-    values = measured(run.judges, pair_of(run, editor, case, result), run.metrics)
+    values = measured(run.judges, pair_of(run, editor.size, case, result), run.metrics)
     return Line(
         case.job.name,
         case.kind,
@@ -202,9 +202,9 @@ def measure(run: Run, name: str, editor: Editor, case: Case, line: Line | None) 
     )
 
 
-def pair_of(run: Run, editor: Editor, case: Case, result: Path) -> Pair:
+def pair_of(run: Run, size: int, case: Case, result: Path) -> Pair:
     """A result with all that it is compared with."""
-    load = partial(load_picture, run, editor)
+    load = partial(load_picture, run, size=size)
     source, mask = load(case.job.image), case.mask
     if isinstance(mask, str):
         mask = (load(mask).mean(-1) > 127).astype(np.uint8)
@@ -213,10 +213,10 @@ def pair_of(run: Run, editor: Editor, case: Case, result: Path) -> Pair:
     return Pair(source, pixels, case.job.source, case.job.targets[0], mask, truth)
 
 
-def load_picture(run: Run, editor: Editor, path: str) -> np.ndarray:
-    """A picture as it is measured: uint8 (h, w, 3)."""
+def load_picture(run: Run, path: str, size: int) -> np.ndarray:
+    """A picture as it is measured, by networks of that size: uint8 (h, w, 3)."""
     if run.side is None:
-        return run.load(path, editor)
+        return run.load(path, size)
     return resized(read_rgb(Path(path), path), (run.side, run.side))
 
 

@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,11 @@ from ie_jax.evaluation.runner import Case, Line, lines_of, write
 
 SHARES = ("edited", "world_success")
 """Measures that are 0 or 1 of an image."""
-HEADER = ("method", "kind", "metric", "mean", "low", "high", "count", "published", "table")
+HEADER = (
+    *("method", "kind", "metric", "mean", "low", "high", "count", "published", "table"),
+    *("gain", "gain_low", "gain_high", "gain_count"),
+)
+VALUES: tuple[Literal["mean", "low", "high", "count"], ...] = ("mean", "low", "high", "count")
 NOTE = "Means with 95 % intervals: of shares by Wilson, else by bootstrap over images."
 
 
@@ -29,6 +33,8 @@ class Row(NamedTuple):
     metric: str
     value: Interval
     paper: Published | None = None
+    gain: Interval | None = None
+    """Over the first method, of the images that both have."""
 
 
 def summary(
@@ -36,12 +42,14 @@ def summary(
     lines: Sequence[Line],
     cases: Sequence[Case],
     paper: Mapping[str, Published] = {},
+    first: Sequence[Line] = (),
 ) -> list[Row]:
     """The means of a method's lines, of all kinds together and of each.
 
     Args:
         cases: the images of the run; lines of others do not count.
         paper: published means by metric.
+        first: the lines of the method to compare with.
     """
     names = {case.job.name for case in cases}
     lines = [line for line in lines if line.name in names]
@@ -50,20 +58,33 @@ def summary(
     rows = [Row(method, "", "edited", wilson(len(lines), len(cases)))]
     # No intervals: the images of a batch share their time.
     for name in ("seconds", "network_calls"):
-        known = [x for line in lines if (x := getattr(line, name)) is not None]
-        mean = float(np.mean(known)) if known else None
-        value = Interval(mean=mean, low=None, high=None, count=len(known))
+        there = [x for line in lines if (x := getattr(line, name)) is not None]
+        mean = float(np.mean(there)) if there else None
+        value = Interval(mean=mean, low=None, high=None, count=len(there))
         rows.append(Row(method, "", name, value))
     kinds = sorted({line.kind for line in lines} - {""})
+    others = {line.name: line for line in first}
     for kind in ("", *kinds):
-        chosen = [line.metrics for line in lines if kind in ("", line.kind)]
-        for name in dict.fromkeys(name for metrics in chosen for name in metrics):
-            values = [metrics.get(name) for metrics in chosen]
-            numbers = np.array([math.nan if x is None else float(x) for x in values])
-            rows.append(
-                Row(method, kind, name, mean_of(name, numbers), None if kind else paper.get(name))
-            )
+        chosen = [line for line in lines if kind in ("", line.kind)]
+        for name in dict.fromkeys(name for line in chosen for name in line.metrics):
+            values = np.array([number(line, name) for line in chosen])
+            base = np.array([number(others.get(line.name), name) for line in chosen])
+            gain = bootstrap(finite_difference(values, base)) if first else None
+            known = None if kind else paper.get(name)
+            rows.append(Row(method, kind, name, mean_of(name, values), known, gain))
     return rows
+
+
+def number(line: Line | None, metric: str) -> float:
+    """A metric of a line; NaN where it has none."""
+    value = None if line is None else line.metrics.get(metric)
+    return math.nan if value is None else float(value)
+
+
+def finite_difference(values: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Differences where both are finite."""
+    both = np.isfinite(values) & np.isfinite(base)
+    return values[both] - base[both]
 
 
 def mean_of(metric: str, values: np.ndarray) -> Interval:
@@ -77,15 +98,23 @@ def mean_of(metric: str, values: np.ndarray) -> Interval:
 def rows_of(
     folder: Path, protocol: str, configs: Mapping[str, EditConfig], cases: Sequence[Case]
 ) -> list[Row]:
-    """The means of all methods of which there are lines.
+    """The means of all methods of which there are lines; gains are over the first of these.
 
     Raises:
         UserError: lines cannot be read.
     """
+    lines = {name: found for name in configs if (found := lines_of(folder, name))}
+    first = next(iter(lines), "")
     return [
         row
-        for name, config in configs.items()
-        for row in summary(name, lines_of(folder, name), cases, published(protocol, cases, config))
+        for name, found in lines.items()
+        for row in summary(
+            name,
+            found,
+            cases,
+            published(protocol, cases, configs[name]),
+            () if name == first else lines[first],
+        )
     ]
 
 
@@ -105,11 +134,16 @@ def comma_separated(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(HEADER)
-    for method, kind, metric, value, paper in rows:
-        numbers = (value["mean"], value["low"], value["high"], value["count"])
-        cells = (*numbers, *(paper or (None, None)))
-        table.writerow((method, kind, metric, *("" if x is None else x for x in cells)))
+    for row in rows:
+        cells = (*numbers(row.value), *(row.paper or (None, None)), *numbers(row.gain))
+        texts = ("" if x is None else x for x in cells)
+        table.writerow((row.method, row.kind, row.metric, *texts))
     return text.getvalue()
+
+
+def numbers(value: Interval | None) -> tuple[float | None, ...]:
+    """Mean, ends and count."""
+    return (None,) * 4 if value is None else tuple(value[x] for x in VALUES)
 
 
 def wide(rows: Sequence[Row], kind: str = "") -> tuple[list[str], dict[str, dict[str, Row]]]:
@@ -119,6 +153,29 @@ def wide(rows: Sequence[Row], kind: str = "") -> tuple[list[str], dict[str, dict
     for row in chosen:
         found.setdefault(row.method, {})[row.metric] = row
     return list(dict.fromkeys(row.metric for row in chosen)), found
+
+
+class Gains(NamedTuple):
+    """A table of differences to the first method."""
+
+    title: str
+    head: Sequence[str]
+    body: Sequence[Sequence[str]]
+
+
+def gains(rows: Sequence[Row]) -> Gains | None:
+    """How much more each method has than the first, image by image; None if there is but one."""
+    names, methods = wide(rows)
+    first, *others = methods or [""]
+    known = [x for x in names if any(x in f and f[x].gain for f in methods.values())]
+    if not others or not known:
+        return None
+    title = f"Difference to {first}, image by image, with 95 % intervals"
+    body = [
+        (m, *(shown(row.gain) if (row := methods[m].get(x)) and row.gain else "-" for x in known))
+        for m in others
+    ]
+    return Gains(title, ("method", *known), body)
 
 
 def beside_paper(rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -145,6 +202,8 @@ def markdown(rows: Sequence[Row]) -> str:
     names, methods = wide(rows)
     body = [(m, *(cell(found.get(x)) for x in names)) for m, found in methods.items()]
     text = f"{pipes(('method', *names), body)}\n\n{NOTE}\n"
+    if against := gains(rows):
+        text += f"\n{against.title}:\n\n{pipes(against.head, against.body)}\n"
     beside = beside_paper(rows)
     return f"{text}\n{pipes(BESIDE, beside)}\n" if beside else text
 

@@ -24,6 +24,7 @@ from ie_jax.evaluation.tables import (
     beside_paper,
     comma_separated,
     escaped,
+    gains,
     latex,
     markdown,
     rows_of,
@@ -119,6 +120,19 @@ def test_the_papers_numbers_stand_beside_what_it_measured_alone() -> None:
     assert (method, metric, paper, difference, table) == (
         *("ours", "dinov2", "0.719", "-0.019", "Table 3"),
     )
+
+
+def test_differences_are_of_the_same_images(run: tuple[Path, list[Case]]) -> None:
+    folder, cases = run
+    rows = rows_of(folder, "list", CONFIGS, cases)
+    found = {(x.method, x.metric): x.gain for x in rows if not x.kind}
+    assert found["ours", "psnr_truth"] is None
+    # Each image has 1 dB less, however much the images differ.
+    assert found["p2p", "psnr_truth"] == {"mean": -1.0, "low": -1.0, "high": -1.0, "count": 5}
+    table = gains(rows)
+    assert table and table.title.startswith("Difference to ours")
+    assert table.body == [("p2p", "-1 [-1, -1]", "0 [0, 0]", "0 [0, 0]")]
+    assert gains([row for row in rows if row.method == "ours"]) is None
 
 
 # --- plots and the page ---

@@ -259,12 +259,12 @@ def test_means_are_by_kind_and_leave_out_empty_parts(tmp_path: Path) -> None:
     path.write_text("\n".join(texts))
     cases = [Case(Job(str(i), "", "", ("",), 0), "") for i in range(5)]
     lines = read_lines(path)
-    rows = {(kind, metric): x for _, kind, metric, x, _ in summary("ours", lines, cases)}
+    rows = {(x.kind, x.metric): x.value for x in summary("ours", lines, cases)}
     assert (rows["", "psnr"]["mean"], rows["", "psnr"]["count"]) == (2.0, 2)
     assert rows["a", "psnr"] == {"mean": 1.0, "low": None, "high": None, "count": 1}
     assert rows["", "edited"]["mean"] == 0.8 and rows["", "network_calls"]["mean"] == 8
     assert rows["", "seconds"]["mean"] is None
-    fewer = {(kind, metric): x for _, kind, metric, x, _ in summary("ours", lines, cases[:1])}
+    fewer = {(x.kind, x.metric): x.value for x in summary("ours", lines, cases[:1])}
     assert fewer["", "edited"]["mean"] == 1.0 and fewer["", "psnr"]["count"] == 1
     assert summary("ours", lines, []) == []
 
