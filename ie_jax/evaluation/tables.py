@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ie_jax.editing.config import EditConfig
-from ie_jax.evaluation.metrics.means import Interval, bootstrap, wilson
+from ie_jax.evaluation.metrics.means import Interval, bootstrap, share_difference, wilson
 from ie_jax.evaluation.published import Published, published
 from ie_jax.evaluation.runner import Case, Line, lines_of, write
 
@@ -69,7 +69,7 @@ def summary(
         for name in dict.fromkeys(name for line in chosen for name in line.metrics):
             values = np.array([number(line, name) for line in chosen])
             base = np.array([number(others.get(line.name), name) for line in chosen])
-            gain = bootstrap(finite_difference(values, base)) if first else None
+            gain = gain_of(name, values, base) if first else None
             known = None if kind else paper.get(name)
             rows.append(Row(method, kind, name, mean_of(name, values), known, gain))
     return rows
@@ -81,10 +81,13 @@ def number(line: Line | None, metric: str) -> float:
     return math.nan if value is None else float(value)
 
 
-def finite_difference(values: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Differences where both are finite."""
+def gain_of(metric: str, values: np.ndarray, base: np.ndarray) -> Interval:
+    """The mean difference over the images in which both are finite."""
     both = np.isfinite(values) & np.isfinite(base)
-    return values[both] - base[both]
+    found = values[both] - base[both]
+    if metric not in SHARES:
+        return bootstrap(found)
+    return share_difference(int(np.sum(found > 0)), int(np.sum(found < 0)), len(found))
 
 
 def mean_of(metric: str, values: np.ndarray) -> Interval:

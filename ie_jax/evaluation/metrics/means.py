@@ -107,3 +107,20 @@ def wilson_of(share: float, count: float) -> tuple[float, float]:
     low, high = (float((centre + sign * half) / (1 + z**2 / count)) for sign in (-1, 1))
     # Rounding would leave 0 or 1 just outside.
     return min(max(low, 0.0), share), max(min(high, 1.0), share)
+
+
+def share_difference(more: int, fewer: int, count: int) -> Interval:
+    """How much larger one share is than another of the same images, and its interval, put together
+    from those of its two parts (Donner and Zou 2012): it is not empty where no image differs.
+
+    Args:
+        more, fewer: images that are hits of the one alone, and of the other alone.
+    """
+    up, down = wilson(more, count), wilson(fewer, count)
+    ends = [x[key] for x in (up, down) for key in ("mean", "low", "high")]
+    if any(x is None for x in ends):
+        return Interval(mean=None, low=None, high=None, count=0)
+    (p, low_p, high_p), (q, low_q, high_q) = np.reshape(np.array(ends, float), (2, 3))
+    low = p - q - np.hypot(p - low_p, high_q - q)
+    high = p - q + np.hypot(high_p - p, q - low_q)
+    return Interval(mean=float(p - q), low=float(low), high=float(high), count=count)

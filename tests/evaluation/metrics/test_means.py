@@ -6,7 +6,13 @@ import pytest
 
 from ie_jax.evaluation.batches import in_batches
 from ie_jax.evaluation.metrics.attributes import right
-from ie_jax.evaluation.metrics.means import bootstrap, estimate, estimate_share, wilson
+from ie_jax.evaluation.metrics.means import (
+    bootstrap,
+    estimate,
+    estimate_share,
+    share_difference,
+    wilson,
+)
 from ie_jax.evaluation.metrics.pixels import psnr_of, squared_error
 from ie_jax.training.losses import psnr as training_psnr
 
@@ -131,3 +137,18 @@ def test_intervals_by_bootstrap_and_of_shares() -> None:
     assert (sure["mean"], sure["high"]) == (1.0, pytest.approx(1))
     assert sure["low"] == pytest.approx(0.7225, abs=1e-4)
     assert wilson(0, 0)["mean"] is None
+
+
+def test_the_difference_of_shares_is_never_sure() -> None:
+    equal = share_difference(0, 0, 48)
+    assert equal["mean"] == 0 and equal["high"] == -float(equal["low"] or 0) > 0.05
+    up, down = share_difference(9, 2, 48), share_difference(2, 9, 48)
+    assert up["mean"] == -float(down["mean"] or 0) and up["low"] == -float(down["high"] or 0)
+    assert share_difference(0, 0, 0)["mean"] is None
+    rng, covered = np.random.default_rng(4), 0
+    for _ in range(500):
+        kinds = rng.choice(3, 60, p=[0.85, 0.1, 0.05])
+        found = share_difference(int(np.sum(kinds == 1)), int(np.sum(kinds == 2)), 60)
+        assert found["low"] is not None and found["high"] is not None
+        covered += found["low"] <= 0.05 <= found["high"]
+    assert 465 <= covered <= 499
