@@ -17,7 +17,8 @@ class Point(NamedTuple):
     label: str
     x: Interval
     y: Interval
-    ours: bool = False
+    marked: bool = False
+    """In another colour."""
 
 
 def figure(width: float = 7.5, height: float = 4.8) -> Any:
@@ -54,7 +55,7 @@ def scatter(axes: Any, points: Sequence[Point], line: bool = False) -> None:
             yerr=arms(p.y),
             marker="o",
             markersize=5,
-            color=OURS if p.ours else OTHERS,
+            color=OURS if p.marked else OTHERS,
             ecolor=FAINT,
             elinewidth=0.8,
             zorder=2,
@@ -83,7 +84,7 @@ def label_points(axes: Any, points: Sequence[Point]) -> None:
             textcoords="axes fraction",
             va="center",
             fontsize=8.5,
-            color=OURS if p.ours else "black",
+            color=OURS if p.marked else "black",
             arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.5, "relpos": (0, 0.5)},
         )
 

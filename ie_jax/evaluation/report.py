@@ -19,8 +19,6 @@ from ie_jax.evaluation.plots import figure, png
 from ie_jax.evaluation.runner import write
 from ie_jax.evaluation.world_plots import plot_edits, plot_reconstruction, plot_trade_off
 
-SIZES = {"tradeoff": (16.0, 5.0), "edits": (9.0, 5.0)}
-"""Of plots, where not as usual."""
 ZOOM = 2
 """Sheets show each pixel so many times in each direction."""
 
@@ -234,7 +232,7 @@ def write_plots(folder: Path, results: Mapping[str, Any]) -> bool:
     if find_spec("matplotlib") is None:
         return False
     for name, plot in PLOTS.items():
-        drawn = figure(*SIZES.get(name, ()))
+        drawn = figure()
         plot(drawn, results)
         write(folder / f"plot-{name}.png", png(drawn))
     return True

@@ -60,7 +60,7 @@ GRIDS: Mapping[str, Sequence[Mapping[str, Any]]] = {
         for schedule in SCHEDULES[1:]
         for upper in (0.25, 0.5)
     ],
-    **dict.fromkeys(("ddim", "npi", "renoise"), PLAIN),
+    **dict.fromkeys(("ddim", "npi", "nti", "renoise"), PLAIN),
     **dict.fromkeys(("p2p", "p2p-direct", "p2p-npi"), TAKEN),
     "masactrl": grid(TWENTY, guidance=(1.0, 2.0), first_step=(4, 10), first_layer=(4,)),
     "guide-and-rescale": [
@@ -74,7 +74,6 @@ GRIDS: Mapping[str, Sequence[Mapping[str, Any]]] = {
         for schedule in SCHEDULES[1:3]
         for shares in SHARES
     ],
-    "nti": PLAIN[:2],
     "p2p-nti": TAKEN[:2],
 }
 """Of each method, the settings that are tried. Those of one method share a compiled program, so

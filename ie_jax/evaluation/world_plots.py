@@ -21,6 +21,7 @@ def plot_trade_off(drawn: Any, results: Mapping[str, Any]) -> None:
     titles = {"strength": "factor of the guiders", "bound": "upper bound", "schedule": "w by step"}
     points = results["tradeoff"]["points"]
     methods = list(dict.fromkeys(point["method"] for point in points))
+    drawn.set_size_inches(16, 5 * len(methods))
     grid = drawn.subplots(len(methods), len(titles), squeeze=False)
     for axes_row, method in zip(grid, methods, strict=True):
         for axes, (sweep, title) in zip(axes_row, titles.items(), strict=True):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -141,7 +142,7 @@ def test_differences_are_of_the_same_images(run: tuple[Path, list[Case]]) -> Non
 @pytest.mark.parametrize("wanted", [[0.9, 0.9, 0.9], [1.2, 0.5, 0.1], [0.05] * 4, [0.0] * 18])
 def test_labels_stay_apart_and_in_order(wanted: Sequence[float]) -> None:
     found = apart(wanted, GAP)
-    assert all(one - other >= GAP - 1e-9 for one, other in zip(found, found[1:], strict=False))
+    assert all(one - other >= GAP - 1e-9 for one, other in itertools.pairwise(found))
     assert max(found) <= 1 and min(found) >= -1e-9
 
 
