@@ -21,7 +21,8 @@ from ie_jax.progress import Stages
 
 DESCRIPTION = """world: measure a model of the embedded world on scenes that it never saw:
 reconstruction, edits beside their exact results, and the trade-off between the two. Writes
-results.json, tables, plots and pictures into a folder."""
+results.json, tables, plots and pictures into a folder. With --methods NAMES, or all: compare
+methods on its scenes instead, see world --methods all -h."""
 
 
 @dataclass(frozen=True)
