@@ -71,8 +71,9 @@ def label_points(axes: Any, points: Sequence[Point]) -> None:
     """Write the labels at the right of the axes, from top to bottom as the points lie."""
     axes.autoscale_view()
     axes.set_autoscale_on(False)
+    to_axes = axes.transScale + axes.transLimits
     placed = sorted(
-        ((axes.transLimits.transform((p.x["mean"], p.y["mean"])), p) for p in points),
+        ((to_axes.transform((p.x["mean"], p.y["mean"])), p) for p in points),
         key=lambda both: (-round(both[0][1], 3), -both[0][0]),
     )
     heights = apart([place[1] for place, _ in placed], GAP)

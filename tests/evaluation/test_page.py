@@ -164,6 +164,14 @@ def test_each_point_has_one_label_and_no_line_without_order() -> None:
     assert Image.open(io.BytesIO(png(drawn))).size[0] > 500
 
 
+def test_one_method_is_plotted_too(run: tuple[Path, list[Case]]) -> None:
+    folder, cases = run
+    rows = rows_of(folder, "list", {"ours": CONFIGS["ours"]}, cases)
+    drawn = dict(page.figures(rows))
+    assert list(drawn) == ["tradeoff", "cost"]
+    assert all(Image.open(io.BytesIO(png(x))).size[0] > 500 for x in drawn.values())
+
+
 def test_the_page_holds_everything(run: tuple[Path, list[Case]]) -> None:
     folder, cases = run
     rows = rows_of(folder, "list", CONFIGS, cases)
