@@ -156,6 +156,27 @@ def join(
         raise UserError(f"cannot join the other processes: {error}") from error
 
 
+def process_zero_first(work: Callable[[], None]) -> None:
+    """Let process 0 do something while all others wait for it.
+
+    Raises:
+        UserError: process 0 could not do it.
+    """
+    if jax.process_count() == 1:
+        return work()
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    problem: UserError | None = None
+    if jax.process_index() == 0:
+        try:
+            work()
+        except UserError as error:
+            problem = error
+    failed = bool(broadcast_one_to_all(np.asarray(problem is not None)))
+    if problem or failed:
+        raise problem or UserError("process 0 could not begin: see what it says")
+
+
 def part() -> None:
     """Wait until all processes are done: the first one to end would take the others along."""
     if jax.process_count() > 1:

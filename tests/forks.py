@@ -8,6 +8,7 @@ import contextlib
 import multiprocessing
 import os
 import resource
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,13 @@ def devices(count: int) -> dict[str, str]:
     """The environment of a program that has so many devices."""
     flags = os.environ.get("XLA_FLAGS", "")
     return {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={count}".strip()}
+
+
+def free_address() -> str:
+    """Where processes find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 class Fork:

@@ -1,29 +1,28 @@
 """The command: measure how well a model inverts and edits."""
 
 import json
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import jax
 
 from ie_jax.cli import run
 from ie_jax.config import parse
 from ie_jax.editing.images import check_place, write_errors
 from ie_jax.errors import UserError
-from ie_jax.evaluation.protocols import photos, pie
-from ie_jax.evaluation.report import write, write_plots, write_sheets, write_tables
+from ie_jax.evaluation.drawn import drawn
+from ie_jax.evaluation.protocols import listed, photos, pie
+from ie_jax.evaluation.report import environment, write_plots, write_sheets, write_tables
+from ie_jax.evaluation.runner import write
+from ie_jax.evaluation.tuning import tune
 from ie_jax.evaluation.world import WorldConfig, check_seed, evaluate
 from ie_jax.products import OWN, check_folder
 from ie_jax.progress import Stages
 
 DESCRIPTION = """world: measure a model of the embedded world on scenes that it never saw:
 reconstruction, edits beside their exact results, and the trade-off between the two. Writes
-results.json, tables, plots and pictures into a folder."""
+results.json, tables, plots and pictures into a folder. With --methods NAMES, or all: compare
+methods on its scenes instead, see world --methods all -h."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +74,18 @@ def world(argv: Sequence[str]) -> None:
     print(f"wrote {folder}: results.json, tables.md and their parts, plots and pictures")
 
 
-def environment() -> dict[str, Any]:
-    """With what the numbers were measured."""
-    device = jax.devices()[0]
-    return {
-        "versions": {name: version(name) for name in ("ie_jax", "jax", "jaxlib", "flax")}
-        | {"python": platform.python_version()},
-        "device": {"platform": device.platform, "kind": device.device_kind},
-    }
+def drawn_or_model(argv: Sequence[str]) -> None:
+    """`world`, or with --methods the methods on its scenes."""
+    chosen = any(word.partition("=")[0] == "--methods" for word in argv)
+    (drawn if chosen else world)(argv)
 
 
 PROTOCOLS: dict[str, Callable[[Sequence[str]], None]] = {
-    "world": world,
+    "world": drawn_or_model,
     "pie-bench": pie,
     "coco": photos,
+    "list": listed,
+    "tune": tune,
 }
 
 

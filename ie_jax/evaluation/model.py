@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ie_jax.data.world import ATTRIBUTES, SIZE
+from ie_jax.data.world import SIZE
 from ie_jax.diffusion.ddim import ddim, ddim_inversion
 from ie_jax.diffusion.schedule import Schedule, cumulative_alphas, make_schedule
 from ie_jax.diffusion.trajectory import generate, with_text
@@ -19,20 +19,18 @@ from ie_jax.editing.editor import Editor, placed
 from ie_jax.errors import UserError
 from ie_jax.methods.guidance import Strength
 from ie_jax.methods.inverse_and_edit import Inversion, Models, decode_image, encode_image
-from ie_jax.models.classifier import classify
 from ie_jax.models.lpips import lpips
 from ie_jax.models.networks import denoiser, encode_text
 from ie_jax.models.pixels import Pixels, from_uint8
 from ie_jax.weights import embedded
 from ie_jax.weights.facts import Facts
 from ie_jax.weights.folder import Weights
-from ie_jax.weights.judges import load_classifier, load_lpips
+from ie_jax.weights.judges import CLASSIFIER, PERCEPTUAL, load_classifier, load_lpips
 from ie_jax.weights.layout import PARTS
 from ie_jax.weights.load import load_pipeline, use_compilation_cache
 from ie_jax.weights.lora_files import read_lora
 
 ICD, OURS = "iCD", "ours"
-PERCEPTUAL, CLASSIFIER = "perceptual.safetensors", "classifier.safetensors"
 ABLATION = "ablation-", "-forward.safetensors"
 """Before and after the name of an ablation in its file's."""
 
@@ -256,13 +254,6 @@ def backward_sample(
 def perceptual_distance(params: Any, pixels: Pixels, other: Pixels) -> jax.Array:
     """LPIPS of pairs of pictures: (b)."""
     return lpips(params, from_uint8(pixels), from_uint8(other))
-
-
-@jax.jit
-def predict(params: Any, pixels: Pixels) -> jax.Array:
-    """The classifier's value numbers, in the order of `ATTRIBUTES`: int (b, 4)."""
-    logits = classify(params, from_uint8(pixels))
-    return jnp.stack([logits[name].argmax(-1) for name in ATTRIBUTES], axis=-1)
 
 
 def start_noise(model: Model, seed: int, numbers: Sequence[int]) -> np.ndarray:

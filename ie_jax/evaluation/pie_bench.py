@@ -13,6 +13,8 @@ from ie_jax.files import parse_json, read_bytes
 MAPPING, PICTURES = "mapping_file.json", "annotation_images"
 MOST = 500_000_000
 """Bytes of the mapping file."""
+PAPER_IMAGES = 420
+"""Edits that are `in_paper`."""
 TYPES = (
     *("random", "change object", "add object", "delete object", "change content", "change pose"),
     *("change color", "change material", "change background", "change style"),

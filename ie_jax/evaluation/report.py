@@ -3,18 +3,21 @@ in results.json (see `ie_jax.evaluation.world`)."""
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
 from ie_jax.data.panels import side_by_side
-from ie_jax.editing.images import write_errors
-from ie_jax.files import appearing_whole
+from ie_jax.editing.command import versions
+from ie_jax.evaluation.plots import figure, png
+from ie_jax.evaluation.runner import write
+from ie_jax.evaluation.world_plots import plot_edits, plot_reconstruction, plot_trade_off
 
 ZOOM = 2
 """Sheets show each pixel so many times in each direction."""
@@ -70,7 +73,7 @@ EDIT_FACTS = (
 
 
 def text(value: Any, column: Column) -> str:
-    """A cell: an estimate as mean ± half width, anything else as it is."""
+    """A cell: a mean with its interval, anything else as it is."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -79,9 +82,9 @@ def text(value: Any, column: Column) -> str:
         if value["mean"] is None:
             return "-"
         factor = 100 if column.percent else 1
-        mean = f"{factor * value['mean']:.{column.digits}f}"
-        half = value["half_width"]
-        return mean if half is None else f"{mean} ± {factor * half:.{column.digits}f}"
+        ends = (value["mean"], value["low"], value["high"])
+        mean, *rest = (f"{factor * x:.{column.digits}f}" for x in ends if x is not None)
+        return f"{mean} [{', '.join(rest)}]" if rest else mean
     if isinstance(value, list | tuple):
         return "/".join(f"{x:g}" for x in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -99,7 +102,7 @@ def markdown(table: Table) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """A table for programs: all digits, an estimate as mean, half width and count."""
+    """A table for programs: all digits, an estimate as mean, ends of its interval and count."""
     estimated = [
         any(isinstance(row[column.key], Mapping) for row in table.rows) for column in table.columns
     ]
@@ -107,7 +110,7 @@ def comma_separated(table: Table) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     header: list[str] = []
     for column, several in zip(table.columns, estimated, strict=True):
-        more = (f"{column.key}_half_width", f"{column.key}_count") if several else ()
+        more = tuple(f"{column.key}_{x}" for x in ("low", "high", "count")) if several else ()
         header += [column.key, *more]
     writer.writerow(header)
     for row in table.rows:
@@ -115,7 +118,7 @@ def comma_separated(table: Table) -> str:
         for column, several in zip(table.columns, estimated, strict=True):
             value = row[column.key]
             if several:
-                cells += [value["mean"], value["half_width"], value["count"]]
+                cells += [value[x] for x in ("mean", "low", "high", "count")]
             else:
                 cells.append(
                     "/".join(map(str, value)) if isinstance(value, list | tuple) else value
@@ -178,16 +181,6 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     ]
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """A file, whole or not at all.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    with write_errors(path), appearing_whole(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-
-
 def write_tables(folder: Path, results: Mapping[str, Any]) -> None:
     """Every table as .md and .csv, and all of them as tables.md."""
     made = tables(results)
@@ -195,6 +188,15 @@ def write_tables(folder: Path, results: Mapping[str, Any]) -> None:
         write(folder / f"{table.name}.md", markdown(table))
         write(folder / f"{table.name}.csv", comma_separated(table))
     write(folder / "tables.md", "\n".join(markdown(table) for table in made))
+
+
+def environment() -> dict[str, Any]:
+    """With what the numbers were measured."""
+    device = jax.devices()[0]
+    return {
+        "versions": versions(),
+        "device": {"platform": device.platform, "kind": device.device_kind},
+    }
 
 
 def sheet(columns: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -217,79 +219,6 @@ def write_sheets(folder: Path, pictures: Mapping[str, Mapping[str, np.ndarray]])
         write(folder / f"pictures-{name}.png", stream.getvalue())
 
 
-def whiskers(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Means and half widths; NaN where there is no mean, 0 where there is no width."""
-    means = [float("nan") if r[key]["mean"] is None else r[key]["mean"] for r in rows]
-    return means, [r[key]["half_width"] or 0.0 for r in rows]
-
-
-def curves(points: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
-    """The trade-off's points as named curves, in order."""
-    names = {
-        "strength": "guiders x factor",
-        "bound": "upper bound",
-        "schedule": "schedule, guided",
-    }
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for point in points:
-        name = names[point["sweep"]] if point["guided"] else "schedule, plain"
-        found.setdefault(f"{point['method']}: {name}", []).append(point)
-    yield from found.items()
-
-
-def plot_trade_off(axes: Any, results: Mapping[str, Any]) -> None:
-    """Success over PSNR outside the mask, a curve per sweep."""
-    for name, points in curves(results["tradeoff"]["points"]):
-        x, dx = whiskers(points, "psnr_outside_mask")
-        y, dy = whiskers(points, "success")
-        axes.errorbar(x, y, xerr=dx, yerr=dy, marker="o", capsize=2, linewidth=1, label=name)
-        for point, *place in zip(points, x, y, strict=True):
-            label = text(point["value"], Column("", ""))
-            axes.annotate(label, place, fontsize=7, xytext=(3, 3), textcoords="offset points")
-    axes.set_xlabel("PSNR outside the mask, dB")
-    axes.set_ylabel("edits with all attributes right")
-    axes.set_title(f"Edits of {results['tradeoff']['scenes']} scenes, 95 % intervals")
-    axes.legend(fontsize=8)
-
-
-def plot_reconstruction(axes: Any, results: Mapping[str, Any]) -> None:
-    """PSNR of each way to reconstruct."""
-    rows = results["reconstruction"]
-    names = [row_name(row) for row in rows]
-    means, widths = whiskers(rows, "psnr")
-    axes.barh(names, means, xerr=widths, capsize=2)
-    axes.invert_yaxis()
-    axes.set_xlabel("PSNR to the picture, dB")
-    axes.set_title(f"Reconstruction of {results['scenes']} scenes, w = 0, 95 % intervals")
-
-
-def row_name(row: Mapping[str, Any]) -> str:
-    """A row of the reconstruction table by one name."""
-    if row["start_timestep"] is None:
-        return str(row["method"])
-    noise = "with" if row["start_noise"] else "without"
-    return f"{row['method']}, start {row['start_timestep']} {noise} noise"
-
-
-def plot_edits(axes: Any, results: Mapping[str, Any]) -> None:
-    """Success of each way to edit, by kind."""
-    rows = results["edits"]
-    kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    ways = list(dict.fromkeys((row["method"], row["guided"]) for row in rows))
-    for i, way in enumerate(ways):
-        found = {row["kind"]: row for row in rows if (row["method"], row["guided"]) == way}
-        listed = [found[kind] for kind in kinds]
-        means, widths = whiskers(listed, "success")
-        place = np.arange(len(kinds)) + 0.8 * (i / len(ways) - 0.5)
-        style = {None: "", False: " plain", True: " guided"}[way[1]]
-        label = f"{way[0]}{style}"
-        axes.bar(place, means, 0.8 / len(ways), yerr=widths, capsize=2, label=label)
-    axes.set_xticks(np.arange(len(kinds)), [kind.replace("_", "\n") for kind in kinds], fontsize=8)
-    axes.set_ylabel("edits with all attributes right")
-    axes.set_title(f"Edits of {results['scenes']} scenes, 95 % intervals")
-    axes.legend(fontsize=8)
-
-
 PLOTS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "reconstruction": plot_reconstruction,
     "edits": plot_edits,
@@ -302,12 +231,8 @@ def write_plots(folder: Path, results: Mapping[str, Any]) -> bool:
     is not installed."""
     if find_spec("matplotlib") is None:
         return False
-    from matplotlib.figure import Figure
-
     for name, plot in PLOTS.items():
-        figure = Figure(figsize=(8, 5), layout="constrained")
-        plot(figure.subplots(), results)
-        stream = io.BytesIO()
-        figure.savefig(stream, dpi=150)
-        write(folder / f"plot-{name}.png", stream.getvalue())
+        drawn = figure()
+        plot(drawn, results)
+        write(folder / f"plot-{name}.png", png(drawn))
     return True

@@ -6,16 +6,18 @@ An output folder holds
     run.json       what all results have in common: protocol, data, model, seed, settings
     METHOD/        each result, NAME.png, with its record, NAME.json
     METHOD.jsonl   the metrics, a line for each image
-    results.csv    means and their intervals of what is there, and the same as tables.md
+
+Several processes share the images. All but the first write to METHOD.PROCESS.jsonl, which is joined
+to METHOD.jsonl at the end.
 """
 
-import csv
-import io
+import glob
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from ie_jax.config import build
-from ie_jax.data.images import read_rgb
+from ie_jax.data.images import load_image, read_rgb
 from ie_jax.editing.command import versions
-from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.editing.images import write_errors
 from ie_jax.editing.jobs import Job
-from ie_jax.editing.many import READERS, Load, ahead, edit_many, output_paths, record_of, told
+from ie_jax.editing.many import READERS, ahead, edit_many, output_paths, record_of, told
 from ie_jax.errors import UserError
-from ie_jax.evaluation.metrics.means import Interval, bootstrap, wilson
 from ie_jax.evaluation.metrics.table import Judges, Pair, measured
 from ie_jax.files import appearing_whole, parse_json
 from ie_jax.products import OWN, is_finished, read_record
@@ -47,8 +47,30 @@ class Case:
     job: Job
     kind: str
     """Of the edit; empty if there is but one."""
-    mask: np.ndarray | None = None
-    """See `Pair`."""
+    mask: np.ndarray | str | None = None
+    """See `Pair`; or a picture's file, white where the image is to be edited."""
+    truth: str | None = None
+    """The file of a picture: what the result should be."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all methods of a run share."""
+
+    folder: Path
+    cases: Sequence[Case]
+    judges: Judges
+    metrics: Sequence[str]
+    batch_size: int
+    side: int | None = None
+    """Of the square on which metrics are measured; results of another size are resized. None: the
+    results' own."""
+    load: Callable[[str, int], np.ndarray] = load_image
+    """Reads a picture for networks that take so many pixels of a side."""
+    process: int = 0
+    """Of `processes`, which share the images."""
+    processes: int = 1
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,26 +88,39 @@ class Line:
     """null where nothing is left of a mask, "inf" where PSNR has no error."""
 
 
-def claim(folder: Path, facts: Mapping[str, Any]) -> None:
+def claim(folder: Path, facts: Mapping[str, Any], methods: Mapping[str, Any]) -> None:
     """See that a folder is empty or holds results of the same run, and note whose they are.
+
+    Args:
+        methods: settings by name; further ones may come to those that are there.
 
     Raises:
         UserError: it holds other things, or results of other facts; or it cannot be written.
     """
     record = folder / RUN
-    facts = json.loads(json.dumps(facts))
+    facts, methods = plain(facts), plain(methods)
     with write_errors(folder):
         held, known = any(folder.iterdir()), read_record(record)
     if held:
         if not known:
             raise UserError(f"{folder}: holds files that are not from this program: name another")
-        for name, value in facts.items():
-            if known.get(name) != value:
+        there = known.get("methods", {})
+        pairs = {name: (known.get(name), value) for name, value in facts.items()}
+        pairs |= {name: (there[name], x) for name, x in methods.items() if name in there}
+        for name, (old, new) in pairs.items():
+            if old != new:
                 raise UserError(
-                    f"{folder}: holds results of {difference(name, known.get(name), value)}: name "
-                    "another --output"
+                    f"{folder}: holds results of {difference(name, old, new)}: name another "
+                    "--output"
                 )
-    write(record, json.dumps({**OWN, **facts}, indent=1) + "\n")
+        methods = there | methods
+    write(record, json.dumps({**OWN, **facts, "methods": methods}, indent=1) + "\n")
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as JSON has them."""
+    found: dict[str, Any] = json.loads(json.dumps(values))
+    return found
 
 
 def difference(name: str, old: Any, new: Any) -> str:
@@ -96,24 +131,11 @@ def difference(name: str, old: Any, new: Any) -> str:
     return f"{name} {json.dumps(old)}, not {json.dumps(new)}"
 
 
-def evaluate_method(
-    editor: Editor,
-    cases: Sequence[Case],
-    folder: Path,
-    judges: Judges,
-    metrics: Sequence[str],
-    batch_size: int,
-    *,
-    side: int | None = None,
-    load: Load | None = None,
-    quiet: bool = False,
-) -> list[str]:
-    """Edit all images by the editor's method and measure the results.
+def evaluate_method(run: Run, name: str, editor: Editor) -> list[str]:
+    """Edit this process' images by the editor's method and measure the results.
 
     Args:
-        side: of the square on which metrics are measured; results of another size are resized.
-            None: the results' own.
-        load: reads a picture for the editor; None: its own way.
+        name: of the folder and the lines.
 
     Returns:
         Names of images that could not be edited.
@@ -121,66 +143,89 @@ def evaluate_method(
     Raises:
         UserError: results cannot be written, or a metric cannot be had.
     """
-    method, config = editor.config.method, json.loads(json.dumps(asdict(editor.config)))
-    pictures = folder / method
+    pictures, own = run.folder / name, run.cases[run.process :: run.processes]
     with write_errors(pictures):
         pictures.mkdir(exist_ok=True)
-    jobs = [case.job for case in cases]
-    notes = {"versions": versions()}
     tally = edit_many(
-        editor, jobs, pictures, batch_size, config, notes, load=load, quiet=quiet, name=method
+        editor,
+        [case.job for case in own],
+        pictures,
+        run.batch_size,
+        plain(asdict(editor.config)),
+        {"versions": versions()},
+        load=lambda path: editor.load(run.load(path, editor.size)),
+        quiet=run.quiet,
+        name=name,
     )
-    path = folder / f"{method}.jsonl"
-    kept = {line.name: line for line in read_lines(path)}
+    measure_method(run, name, editor, own)
+    return tally.broken
+
+
+def measure_method(run: Run, name: str, editor: Editor, own: Sequence[Case]) -> None:
+    """Measure the results that are there and have no line yet.
+
+    Raises:
+        UserError: see `evaluate_method`.
+    """
+    kept = {line.name: line for line in lines_of(run.folder, name)}
+    path = part_of_lines(run.folder, name, run.process)
     # Whatever a kill left at the end would spoil the next line.
-    write(path, "".join(map(as_text, kept.values())))
-
-    def line_of(case: Case) -> Line | None:
-        """What there is to tell of a result, None if there is none or it is told already."""
-        record = record_of(pictures, case.job)
-        if not is_finished(record, told(case.job, config)):
-            return None
-        result, facts = output_paths(pictures, case.job)[0], read_record(record)
-        digest, line = facts["outputs"][result.name], kept.get(case.job.name)
-        if line and line.sha256 == digest and set(metrics) <= set(line.metrics):
-            return None
-        source = load_source(editor, case, side, load)
-        pixels = resized(read_rgb(result, str(result)), source.shape[0])
-        pair = Pair(source, pixels, case.job.source, case.job.targets[0], case.mask)
-        values = {name: as_json(x) for name, x in measured(judges, pair, metrics).items()}
-        return Line(
-            case.job.name, case.kind, digest, facts.get("seconds"), editor.network_calls, values
-        )
-
-    found = ahead(line_of, cases, READERS)
-    bar = tqdm(found, f"measure {method}", len(cases), unit="image", disable=quiet)
+    write(path, "".join(map(as_text, read_lines(path))))
+    found = ahead(
+        lambda case: measure(run, name, editor, case, kept.get(case.job.name)), own, READERS
+    )
+    bar = tqdm(found, f"measure {name}", len(own), unit="image", disable=run.quiet)
     with write_errors(path), path.open("a", encoding="utf-8") as file:
         for line in filter(None, bar):
             file.write(as_text(line))
             file.flush()
             os.fsync(file.fileno())
-    return tally.broken
 
 
-def load_source(editor: Editor, case: Case, side: int | None, load: Load | None) -> np.ndarray:
-    """The picture that a result is compared with."""
-    if side is None:
-        return (load or editor.load)(case.job.image)
-    return resized(read_rgb(Path(case.job.image), case.job.image), side)
+def measure(run: Run, name: str, editor: Editor, case: Case, line: Line | None) -> Line | None:
+    """What there is to tell of a result; None if there is none, or `line` tells it."""
+    record = record_of(run.folder / name, case.job)
+    if not is_finished(record, told(case.job, plain(asdict(editor.config)))):
+        return None
+    result, facts = output_paths(run.folder / name, case.job)[0], read_record(record)
+    digest = facts["outputs"][result.name]
+    if line and line.sha256 == digest and set(run.metrics) <= set(line.metrics):
+        return None
+    values = measured(run.judges, pair_of(run, editor.size, case, result), run.metrics)
+    return Line(
+        case.job.name,
+        case.kind,
+        digest,
+        facts.get("seconds"),
+        editor.network_calls,
+        {name: as_json(x) for name, x in values.items()},
+    )
 
 
-def resized(picture: np.ndarray, side: int) -> np.ndarray:
-    """A picture as a square, by Pillow (bicubic) where it is none of that size."""
-    if picture.shape[:2] == (side, side):
+def pair_of(run: Run, size: int, case: Case, result: Path) -> Pair:
+    """A result with all that it is compared with."""
+    load = partial(load_picture, run, size=size)
+    source, mask = load(case.job.image), case.mask
+    if isinstance(mask, str):
+        mask = (load(mask).mean(-1) > 127).astype(np.uint8)
+    truth = None if case.truth is None else load(case.truth)
+    pixels = resized(read_rgb(result, str(result)), source.shape[:2])
+    return Pair(source, pixels, case.job.source, case.job.targets[0], mask, truth)
+
+
+def load_picture(run: Run, path: str, size: int) -> np.ndarray:
+    """A picture as it is measured, by networks of that size: uint8 (h, w, 3)."""
+    if run.side is None:
+        return run.load(path, size)
+    return resized(read_rgb(Path(path), path), (run.side, run.side))
+
+
+def resized(picture: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A picture of that height and width, by Pillow (bicubic) where it has others."""
+    if picture.shape[:2] == shape:
         return picture
-    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
-
-
-def config_of(config: EditConfig, method: str) -> EditConfig:
-    """The settings for one method of several; guiders are ours alone."""
-    if method == "ours":
-        return config
-    return replace(config, method=method, guiders=())  # type: ignore[arg-type]
+    size = shape[1], shape[0]
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
 
 
 # --- Lines ---------------------------------------------------------------------------------------
@@ -215,82 +260,53 @@ def read_lines(path: Path) -> list[Line]:
     return found
 
 
-def write(path: Path, text: str) -> None:
-    """A file that appears whole.
+def write(path: Path, content: str | bytes) -> None:
+    """A file, whole or not at all.
 
     Raises:
         UserError: it cannot be written.
     """
     with write_errors(path), appearing_whole(path) as file:
-        file.write(text.encode())
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
-# --- Tables --------------------------------------------------------------------------------------
-
-HEADER = ("method", "kind", "metric", "mean", "low", "high", "count")
-Row = tuple[str, str, str, Interval]
-"""Method, kind of edit (empty: all), metric, and its mean."""
+def part_of_lines(folder: Path, name: str, process: int) -> Path:
+    """Where a process writes a method's lines."""
+    return folder / (f"{name}.{process}.jsonl" if process else f"{name}.jsonl")
 
 
-def summary(method: str, lines: Sequence[Line], images: int) -> list[Row]:
-    """The means of a method's lines, of all kinds together and of each.
-
-    Args:
-        images: how many there should be.
-    """
-    rows: list[Row] = [(method, "", "edited", wilson(len(lines), images))]
-    seconds = np.array([x.seconds for x in lines if x.seconds is not None])
-    rows.append((method, "", "seconds", bootstrap(seconds)))
-    calls = Interval(mean=lines[0].network_calls, low=None, high=None, count=len(lines))
-    rows.append((method, "", "network_calls", calls))
-    kinds = sorted({line.kind for line in lines} - {""})
-    for kind in ("", *kinds):
-        chosen = [line.metrics for line in lines if kind in ("", line.kind)]
-        for name in dict.fromkeys(name for metrics in chosen for name in metrics):
-            values = [metrics.get(name) for metrics in chosen]
-            numbers = np.array([math.nan if x is None else float(x) for x in values])
-            rows.append((method, kind, name, bootstrap(numbers)))
-    return rows
+def parts_of_lines(folder: Path, name: str) -> list[Path]:
+    """All files of a method's lines, the latest last."""
+    parts = [x for x in folder.glob(f"{glob.escape(name)}.*.jsonl") if x.suffixes[-2][1:].isdigit()]
+    whole = part_of_lines(folder, name, 0)
+    found = [*([whole] if whole.exists() else []), *parts]
+    return sorted(found, key=lambda x: x.stat().st_mtime_ns)
 
 
-def write_tables(folder: Path, methods: Sequence[str], images: int) -> None:
-    """`results.csv` and `tables.md` of the lines that are there.
+def lines_of(folder: Path, name: str) -> list[Line]:
+    """All lines of a method, of several for an image the latest.
 
     Raises:
-        UserError: they cannot be written.
+        UserError: they cannot be read.
     """
-    rows = [
-        row
-        for method in methods
-        if (lines := read_lines(folder / f"{method}.jsonl"))
-        for row in summary(method, lines, images)
-    ]
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(HEADER)
-    for method, kind, metric, value in rows:
-        told = (value["mean"], value["low"], value["high"], value["count"])
-        table.writerow((method, kind, metric, *("" if x is None else x for x in told)))
-    write(folder / "results.csv", text.getvalue())
-    write(folder / "tables.md", markdown(rows))
+    return list(
+        {
+            line.name: line for part in parts_of_lines(folder, name) for line in read_lines(part)
+        }.values()
+    )
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """A line for each method, a column for each metric; of all kinds of edits together."""
-    whole = [row for row in rows if not row[1]]
-    names = list(dict.fromkeys(metric for _, _, metric, _ in whole))
-    lines = [f"| method | {' | '.join(names)} |", f"|---{'|---' * len(names)}|"]
-    for method in dict.fromkeys(row[0] for row in whole):
-        values = {metric: value for m, _, metric, value in whole if m == method}
-        lines.append(f"| {method} | {' | '.join(shown(values.get(x)) for x in names)} |")
-    note = "Means with 95 % intervals: of shares by Wilson, else by bootstrap over images."
-    return "\n".join([*lines, "", note, ""])
+def join_parts(folder: Path, name: str, cases: Sequence[Case]) -> None:
+    """Make one file of what the processes wrote, in the order of the images.
 
-
-def shown(value: Interval | None) -> str:
-    """A mean and its interval, four digits."""
-    if value is None or value["mean"] is None:
-        return "-"
-    if value["low"] is None:
-        return f"{value['mean']:.4g}"
-    return f"{value['mean']:.4g} [{value['low']:.4g}, {value['high']:.4g}]"
+    Raises:
+        UserError: it cannot be written.
+    """
+    place = {case.job.name: i for i, case in enumerate(cases)}
+    parts, lines = parts_of_lines(folder, name), lines_of(folder, name)
+    lines.sort(key=lambda line: place.get(line.name, len(place)))
+    whole = part_of_lines(folder, name, 0)
+    write(whole, "".join(map(as_text, lines)))
+    for part in parts:
+        if part != whole:
+            part.unlink()

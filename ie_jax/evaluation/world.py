@@ -23,8 +23,8 @@
 Scores are `success` (all attributes of the target right by the classifier), `changed` (the one that
 the edit is about), `psnr_to_truth` and `perceptual_to_truth` (to the exact edit),
 `psnr_outside_mask` (to the source, where source and truth cannot differ), and `finite` (whether the
-networks gave numbers). Every measured number is an `Estimate`: `mean`, `half_width` of its 95 %
-confidence interval over scenes, `count`.
+networks gave numbers). Every measured number is an `Interval`: `mean`, `low` and `high` of its 95 %
+interval over scenes (of shares by Wilson), `count`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,8 +51,8 @@ from ie_jax.data.world import (
 from ie_jax.editing.config import EditConfig, GuiderConfig, RescalingConfig
 from ie_jax.errors import UserError
 from ie_jax.evaluation.batches import in_batches
-from ie_jax.evaluation.metrics.attributes import right
-from ie_jax.evaluation.metrics.means import Estimate, Values, estimate
+from ie_jax.evaluation.metrics.attributes import predict, right
+from ie_jax.evaluation.metrics.means import Interval, Values, estimate, estimate_share
 from ie_jax.evaluation.metrics.pixels import psnr_of, squared_error
 from ie_jax.evaluation.model import (
     OURS,
@@ -63,7 +63,6 @@ from ie_jax.evaluation.model import (
     edit,
     load_model,
     perceptual_distance,
-    predict,
     reconstruct,
     start_noise,
     teacher_reconstruct,
@@ -83,6 +82,9 @@ PER_KIND = 2
 SHOWN = 8
 """Reconstructions that pictures show."""
 
+
+SHARES = ("success", "changed", "finite")
+"""Scores that are 0 or 1 of an edit."""
 
 GUIDERS = (GuiderConfig("features_map_l2", 8.0),)
 RESCALING = RescalingConfig(init_setup=(0.0, 0.5))
@@ -242,7 +244,7 @@ def accuracy(model: Model, size: int, pixels: np.ndarray, scenes: Sequence[Scene
     """Share of pictures in which the classifier sees what the scene has, by attribute."""
     each, whole = right(predicted(model, size, pixels), label_rows(scenes))
     columns = zip((*ATTRIBUTES, ALL), (*each.T, whole), strict=True)
-    return {name: estimate(values) for name, values in columns}
+    return {name: estimate_share(values) for name, values in columns}
 
 
 def reconstruction_row(
@@ -333,10 +335,13 @@ def score_edits(
 
 def estimates(
     scores: Mapping[str, Values], groups: np.ndarray, where: np.ndarray | None = None
-) -> dict[str, Estimate]:
+) -> dict[str, Interval]:
     """Each score's mean over the edits that count, all those of a scene going together."""
     kept = np.ones(len(groups), bool) if where is None else where
-    return {name: estimate(values[kept], groups[kept]) for name, values in scores.items()}
+    return {
+        name: (estimate_share if name in SHARES else estimate)(values[kept], groups[kept])
+        for name, values in scores.items()
+    }
 
 
 def by_kind(row: Results, scores: Mapping[str, Values], tasks: Sequence[Task]) -> Iterator[Results]:

@@ -24,6 +24,8 @@ from ie_jax.weights.names import LPIPS, LPIPS_ALEX, LPIPS_SQUEEZE
 from ie_jax.weights.published import JUDGE_FILES, LPIPS_FILES, HubFile, Published, single_files
 
 VGG16 = "vgg16"
+PERCEPTUAL, CLASSIFIER = "perceptual.safetensors", "classifier.safetensors"
+"""In a model folder of the world."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".h5")
 
 Params = dict[str, Any]

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from ie_jax.editing.command import edit
 from ie_jax.editing.jobs import Job, jobs_of_folder, jobs_of_list
 from ie_jax.errors import UserError
 from tests import forks
-from tests.forks import Fork
+from tests.forks import Fork, free_address
 from tests.tiny import shrink
 
 
@@ -161,11 +160,8 @@ def kill_and_resume(photos: Path, tmp_path: Path, kills: int) -> None:
 
 @pytest.mark.slow
 def test_two_processes_share_the_work(photos: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
     argv = ["--model", "random", "--list", as_list(photos, tmp_path / "edits.jsonl")]
-    group = ["--coordinator", address, "--processes", "2", "--output", tmp_path / "two"]
+    group = ["--coordinator", free_address(), "--processes", "2", "--output", tmp_path / "two"]
     forks = [
         Fork(main, [*argv, *group, "--process-id", i], tmp_path / f"{i}.txt") for i in range(2)
     ]

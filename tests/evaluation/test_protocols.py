@@ -14,12 +14,18 @@ import pytest
 from PIL import Image
 
 from ie_jax.cli import run
+from ie_jax.editing.config import EditConfig
+from ie_jax.editing.jobs import Job
 from ie_jax.errors import UserError
 from ie_jax.evaluation import coco
 from ie_jax.evaluation.__main__ import evaluation
+from ie_jax.evaluation.compare import ALL, Protocol, Request, configs_of
 from ie_jax.evaluation.pie_bench import PICTURES, in_paper, read_items
 from ie_jax.evaluation.protocols import photos, pie
-from ie_jax.evaluation.runner import claim, read_lines, summary
+from ie_jax.evaluation.runner import Case, Line, as_text, claim, join_parts, lines_of, read_lines
+from ie_jax.evaluation.tables import mean_of, summary
+from ie_jax.files import alone_in
+from ie_jax.methods.table import MethodConfig
 from tests import forks
 from tests.forks import Fork
 from tests.tiny import shrink
@@ -125,14 +131,95 @@ def test_bad_input_is_told_before_anything_is_written(bench: Path, tmp_path: Pat
 
 
 def test_a_folder_belongs_to_one_model_and_seed(tmp_path: Path) -> None:
-    facts = {"protocol": "pie-bench", "config": {"model": "random", "seed": 0}}
-    claim(tmp_path, facts)
-    claim(tmp_path, facts)
-    with pytest.raises(UserError, match="holds results of seed 0, not 1: name another --output"):
-        claim(tmp_path, {**facts, "config": {"model": "random", "seed": 1}})
+    facts: dict[str, Any] = {"protocol": "some", "config": {"model": "random", "seed": 0}}
+    claim(tmp_path, facts, {"p2p": {"steps": 20}})
+    claim(tmp_path, facts, {"ours": {"steps": 4}})
+    for name, value, problem in (("seed", 1, "seed 0, not 1"), ("model", "w", '"random", not "w"')):
+        config = facts["config"] | {name: value}
+        with pytest.raises(UserError, match=f"holds results of .*{problem}: name another --output"):
+            claim(tmp_path, {**facts, "config": config}, {})
+    with pytest.raises(UserError, match="holds results of steps 20, not 50"):
+        claim(tmp_path, facts, {"p2p": {"steps": 50}})
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(UserError, match="not from this program"):
-        claim(tmp_path, facts)
+        claim(tmp_path, facts, {})
+
+
+def test_two_runs_into_one_folder_are_refused(bench: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    given = ("--data", bench, "--output", output, "--model", "random", "--metrics", "mse")
+    with alone_in(output):
+        assert "another run is writing there" in refusal(*given)
+    (output / "a person's.txt").touch()
+    assert "holds files that are not from this program" in refusal(*given)
+    assert [path.name for path in output.iterdir()] == ["a person's.txt"]
+
+
+def test_settings_of_single_methods(bench: Path, tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        "p2p: {baseline: {steps: 20}}\nguided: {guiders: [{name: features_map_l2, g_scale: 2}]}"
+    )
+    protocol = Protocol("some", [], (), "", settings={"p2p": {"seed": 3}, "icd": {"seed": 4}})
+    config = EditConfig(model="random", baseline=MethodConfig(guidance=2.0))
+    request = Request(settings=str(path), methods=("guided", "icd", "p2p"))
+    guided, icd, p2p = configs_of(protocol, request, config, ()).values()
+    assert guided.method == "ours" and guided.guiders[0].g_scale == 2
+    assert (icd.method, icd.seed, icd.guiders) == ("icd", 4, ())
+    assert (p2p.baseline.steps, p2p.baseline.guidance) == (20, 2.0)
+    everything = configs_of(protocol, Request(settings=str(path)), config, ())
+    assert list(everything) == [*ALL, "guided"]
+    for text, problem in (
+        ("p2p: {baseline: {step: 20}}", "step"),
+        ("../p2p: {}", "must be a name for a folder"),
+        ("p2p: 3", "must be a name for a folder"),
+    ):
+        path.write_text(text)
+        assert problem in refusal("--data", bench, "--settings", path, "--model", "random")
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(bench: Path, tmp_path: Path) -> None:
+    lines = []
+    for i, path in enumerate(sorted((bench / PICTURES).rglob("*.png"))):
+        picture = {"image": str(path), "mask": str(path), "truth": str(path), "name": str(i)}
+        lines.append(json.dumps({**picture, "source": "a cat", "target": "a dog"}))
+    data = tmp_path / "edits.jsonl"
+    data.write_text("\n".join(lines))
+    given = ("list", "--data", data, "--methods", "ours", "--metrics", "psnr_outside", "mse_truth")
+    group = ("--coordinator", forks.free_address(), "--processes", 2, "--output", tmp_path / "two")
+    both = [started(tmp_path, *given, *group, "--process-id", i) for i in range(2)]
+    alone = started(tmp_path, *given, "--output", tmp_path / "one")
+    for fork in (*both, alone):
+        status, _, errors = fork.wait()
+        assert status == 0, errors
+    one, two = (tmp_path / x for x in ("one", "two"))
+    assert {x.name for x in one.iterdir()} == {x.name for x in two.iterdir()}
+    found, expected = (lines_of(folder, "ours") for folder in (two, one))
+    assert [line.name for line in found] == [line.name for line in expected] == ["0", "1", "2"]
+    assert [line.metrics for line in found] == [line.metrics for line in expected]
+    assert all(line.metrics["mse_truth"] > 0 for line in found)
+
+
+def test_parts_are_joined_the_latest_line_wins(tmp_path: Path) -> None:
+    cases = [Case(Job(name, "", "", ("",), 0), "") for name in "abc"]
+    told = {
+        "ours.jsonl": [("b", 1.0), ("a", 1.0)],
+        "ours.1.jsonl": [("c", 2.0), ("a", 2.0)],
+        "ours.guided.jsonl": [("a", 3.0)],
+    }
+    for moment, (file, rows) in enumerate(told.items()):
+        lines = [Line(name, "", "", None, 8, {"mse": value}) for name, value in rows]
+        (tmp_path / file).write_text("".join(map(as_text, lines)))
+        os.utime(tmp_path / file, (moment, moment))
+    join_parts(tmp_path, "ours", cases)
+    assert [(x.name, x.metrics["mse"]) for x in read_lines(tmp_path / "ours.jsonl")] == [
+        ("a", 2.0),
+        ("b", 1.0),
+        ("c", 2.0),
+    ]
+    assert {path.name for path in tmp_path.iterdir()} == {"ours.jsonl", "ours.guided.jsonl"}
 
 
 @pytest.mark.long("three programs, each with a compilation")
@@ -170,11 +257,22 @@ def test_means_are_by_kind_and_leave_out_empty_parts(tmp_path: Path) -> None:
         for i, (kind, value) in enumerate(values)
     )
     path.write_text("\n".join(texts))
-    rows = {(kind, metric): x for _, kind, metric, x in summary("ours", read_lines(path), 5)}
+    cases = [Case(Job(str(i), "", "", ("",), 0), "") for i in range(5)]
+    lines = read_lines(path)
+    rows = {(x.kind, x.metric): x.value for x in summary("ours", lines, cases)}
     assert (rows["", "psnr"]["mean"], rows["", "psnr"]["count"]) == (2.0, 2)
     assert rows["a", "psnr"] == {"mean": 1.0, "low": None, "high": None, "count": 1}
     assert rows["", "edited"]["mean"] == 0.8 and rows["", "network_calls"]["mean"] == 8
     assert rows["", "seconds"]["mean"] is None
+    fewer = {(x.kind, x.metric): x.value for x in summary("ours", lines, cases[:1])}
+    assert fewer["", "edited"]["mean"] == 1.0 and fewer["", "psnr"]["count"] == 1
+    assert summary("ours", lines, []) == []
+
+
+def test_shares_have_wilsons_interval() -> None:
+    always = mean_of("world_success", np.ones(4))
+    assert always == {"mean": 1.0, "low": pytest.approx(0.51, abs=0.01), "high": 1.0, "count": 4}
+    assert mean_of("psnr", np.ones(4))["low"] == 1.0
 
 
 # --- COCO ---

@@ -3,25 +3,17 @@
 import json
 import os
 import signal
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.forks import Fork
+from tests.forks import Fork, free_address
 from tests.training import lives, regression
 from tests.training.test_checkpoints import program
 from tests.training.test_kill import SETTINGS
 from tests.training.test_loop import lines
-
-
-def free_address() -> str:
-    """Where the processes find each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def pair(folder: Path, steps: int) -> list[Fork]:

@@ -47,9 +47,14 @@ def mse(one: np.ndarray, other: np.ndarray) -> float:
     return float(squared_error(one[None], other[None])[0] / 4)
 
 
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Decibels of two pictures, uint8 (h, w, 3); infinity where they are equal."""
-    error = mse(one, other)
+def psnr(one: np.ndarray, other: np.ndarray, where: np.ndarray | None = None) -> float:
+    """Decibels of two pictures, uint8 (h, w, 3); infinity where they are equal.
+
+    Args:
+        where: bool (h, w), the pixels that count; NaN if none does.
+    """
+    mask = None if where is None else where[None]
+    error = float(squared_error(one[None], other[None], mask)[0] / 4)
     return float(-10 * np.log10(error)) if error else float("inf")
 
 

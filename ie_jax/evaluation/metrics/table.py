@@ -1,7 +1,7 @@
 """All metrics by name, and the networks that some of them need."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 
 from ie_jax.errors import UserError
-from ie_jax.evaluation.metrics import perceptual, pixels
+from ie_jax.evaluation.metrics import attributes, perceptual, pixels
 from ie_jax.evaluation.metrics.clip import Clip
 from ie_jax.evaluation.metrics.dinov2 import Dinov2
 from ie_jax.evaluation.metrics.image_reward import ImageReward
 from ie_jax.evaluation.metrics.masks import Part, of_part
 from ie_jax.evaluation.metrics.structure import Structure
-from ie_jax.weights.judges import judge_files, load_lpips
+from ie_jax.weights.judges import CLASSIFIER, PERCEPTUAL, judge_files, load_classifier, load_lpips
 
 LPIPS_NETS = ("vgg", "alex", "squeeze")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and what became of it."""
+    """A picture and what became of it; all of one height and width."""
 
     source: np.ndarray
     """uint8 (h, w, 3), as is `result`."""
@@ -31,6 +31,8 @@ class Pair:
     target_prompt: str
     mask: np.ndarray | None = None
     """uint8 (h, w), 1 where the picture is to be edited. None: nothing tells."""
+    truth: np.ndarray | None = None
+    """uint8 (h, w, 3), what the result should be. None: nothing tells."""
 
 
 @dataclass
@@ -42,6 +44,8 @@ class Judges:
     offline: bool = False
     progress: bool = True
     nets: dict[str, Any] = field(default_factory=dict)
+    world: Path | None = None
+    """The model folder whose networks judge drawn scenes."""
 
     def lpips(self, net: str) -> Any:
         """The parameters of LPIPS with that network.
@@ -79,6 +83,27 @@ class Judges:
         """ImageReward v1.0."""
         reward, _, vocabulary, *_ = self.files("image-reward")
         return ImageReward(reward.parent, vocabulary.parent)
+
+    @cached_property
+    def world_lpips(self) -> Any:
+        """The world's perceptual network."""
+        return load_lpips(str(self.world_folder / PERCEPTUAL))
+
+    @cached_property
+    def world_classifier(self) -> Any:
+        """What tells the attributes of drawn scenes."""
+        return load_classifier(self.world_folder / CLASSIFIER)
+
+    @property
+    def world_folder(self) -> Path:
+        """Where the world's judges lie.
+
+        Raises:
+            UserError: nothing tells.
+        """
+        if self.world is None:
+            raise UserError("there is no model of the world whose networks could judge")
+        return self.world
 
     @cached_property
     def structure(self) -> Structure:
@@ -120,6 +145,24 @@ def masked(metric: Measure, part: Part) -> Measure:
     return measure
 
 
+def to_truth(metric: Measure) -> Measure:
+    """A metric of the result against the truth in place of the source. NaN without one."""
+
+    def measure(judges: Judges, pair: Pair) -> float:
+        if pair.truth is None:
+            return float("nan")
+        return metric(judges, replace(pair, source=pair.truth))
+
+    return measure
+
+
+def psnr_outside(judges: Judges, pair: Pair) -> float:
+    """PSNR over the pixels that are not to be edited. NaN without a mask."""
+    if pair.mask is None:
+        return float("nan")
+    return pixels.psnr(pair.result, pair.source, pair.mask == 0)
+
+
 PAIRS: Mapping[str, Measure] = {
     "mse": of_pictures(pixels.mse),
     "psnr": of_pictures(pixels.psnr),
@@ -128,28 +171,48 @@ PAIRS: Mapping[str, Measure] = {
     "structure_distance": structure,
 }
 """Those that PIE-Bench has of either part."""
-METRICS: Mapping[str, Measure] = {
+PICTURES: Mapping[str, Measure] = {
     **PAIRS,
     "lpips_vgg": of_lpips("vgg"),
     "lpips_alex": of_lpips("alex"),
     "lpips_vgg_224": of_lpips("vgg", perceptual.lpips_small),
+    "clip_l14_images": lambda j, p: j.clip_l14.likeness(p.result, p.source),
+    "dinov2": lambda j, p: j.dinov2.likeness(p.result, p.source),
+}
+"""Those of two pictures."""
+METRICS: Mapping[str, Measure] = {
+    **PICTURES,
     "clip_b32": lambda j, p: j.clip_b32.fit(p.result, p.target_prompt),
     "clip_l14": lambda j, p: j.clip_l14.fit(p.result, p.target_prompt),
     "clip_b32_unrounded": lambda j, p: j.clip_b32.fit_unrounded(p.result, p.target_prompt),
     "clip_l14_unrounded": lambda j, p: j.clip_l14.fit_unrounded(p.result, p.target_prompt),
-    "clip_l14_images": lambda j, p: j.clip_l14.likeness(p.result, p.source),
     "clip_score_source": lambda j, p: j.clip_l14.score(p.source, p.source_prompt),
     "clip_score_target": lambda j, p: j.clip_l14.score(p.result, p.target_prompt),
     "clip_score_edited": masked(lambda j, p: j.clip_l14.score(p.result, p.target_prompt), "edited"),
-    "dinov2": lambda j, p: j.dinov2.likeness(p.result, p.source),
     "image_reward": lambda j, p: j.image_reward.reward(p.result, p.target_prompt),
     "image_reward_truncated": lambda j, p: j.image_reward.reward(
         pixels.truncated(p.result), p.target_prompt
     ),
+    "psnr_outside": psnr_outside,
     **{f"{name}_unedited": masked(metric, "unedited") for name, metric in PAIRS.items()},
     **{f"{name}_edited": masked(metric, "edited") for name, metric in PAIRS.items()},
+    **{f"{name}_truth": to_truth(metric) for name, metric in PICTURES.items()},
+    "world_success": lambda j, p: attributes.success(j.world_classifier, p.result, p.target_prompt),
+    "world_perceptual_truth": to_truth(
+        lambda j, p: perceptual.lpips(j.world_lpips, p.result, p.source)
+    ),
 }
-"""Every metric: of the result against the source or the prompt."""
+"""Every metric: of the result against the source, the prompt or the truth."""
+
+
+def needs_mask(name: str) -> bool:
+    """Whether a metric is of one part of a picture."""
+    return name.endswith(("_edited", "_unedited", "_outside"))
+
+
+def needs_truth(name: str) -> bool:
+    """Whether a metric asks what the result should be."""
+    return name.endswith("_truth")
 
 
 def measured(judges: Judges, pair: Pair, names: Sequence[str]) -> dict[str, float]:
@@ -158,9 +221,11 @@ def measured(judges: Judges, pair: Pair, names: Sequence[str]) -> dict[str, floa
     Raises:
         UserError: a network's weights cannot be had, or the pictures do not suit a metric.
     """
-    if pair.source.shape != pair.result.shape:
-        raise UserError(
-            f"a result of {pair.result.shape[:2]} pixels cannot be compared with a source of "
-            f"{pair.source.shape[:2]}"
-        )
+    others = {"source": pair.source, "mask": pair.mask, "truth": pair.truth}
+    for what, other in others.items():
+        if other is not None and other.shape[:2] != pair.result.shape[:2]:
+            raise UserError(
+                f"a result of {pair.result.shape[:2]} pixels cannot be compared with a {what} of "
+                f"{other.shape[:2]}"
+            )
     return {name: METRICS[name](judges, pair) for name in names}

@@ -6,7 +6,13 @@ import pytest
 
 from ie_jax.evaluation.batches import in_batches
 from ie_jax.evaluation.metrics.attributes import right
-from ie_jax.evaluation.metrics.means import bootstrap, estimate, wilson
+from ie_jax.evaluation.metrics.means import (
+    bootstrap,
+    estimate,
+    estimate_share,
+    share_difference,
+    wilson,
+)
 from ie_jax.evaluation.metrics.pixels import psnr_of, squared_error
 from ie_jax.training.losses import psnr as training_psnr
 
@@ -56,7 +62,10 @@ def test_the_interval_of_independent_values() -> None:
     values = np.random.default_rng(1).normal(3, 2, 50)
     found = estimate(values)
     assert found["mean"] == pytest.approx(values.mean())
-    assert found["half_width"] == pytest.approx(1.96 * values.std(ddof=1) / 50**0.5, rel=1e-4)
+    half = 1.96 * values.std(ddof=1) / 50**0.5
+    assert (found["low"], found["high"]) == pytest.approx(
+        (values.mean() - half, values.mean() + half), rel=1e-4
+    )
     assert found["count"] == 50
 
 
@@ -68,16 +77,38 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
     for _ in range(1000):
         values = rng.normal(0, 1, 60)[scenes] + rng.normal(0, 0.3, 240)
         found = estimate(values, scenes)
-        assert found["mean"] is not None and found["half_width"] is not None
-        hits += abs(found["mean"]) < found["half_width"]
+        assert found["low"] is not None and found["high"] is not None
+        hits += found["low"] < 0 < found["high"]
     # 0.95 of 1000 with a deviation of 6.9, and a little less for 60 scenes.
     assert 920 <= hits <= 970
 
 
 def test_missing_values_are_left_out() -> None:
     assert estimate(np.array([1.0, np.nan, 3.0])) == estimate(np.array([1.0, 3.0]))
-    assert estimate(np.array([np.nan])) == {"mean": None, "half_width": None, "count": 0}
-    assert estimate(np.array([2.0])) == {"mean": 2.0, "half_width": None, "count": 1}
+    none = {"low": None, "high": None}
+    assert estimate(np.array([np.nan])) == {"mean": None, "count": 0, **none}
+    assert estimate(np.array([2.0])) == {"mean": 2.0, "count": 1, **none}
+
+
+def test_the_interval_of_a_share_of_scenes() -> None:
+    """As Wilson's where each has a scene of its own; as that of the scenes where those of one are
+    all alike or nothing tells; and it covers the share."""
+    hits = np.arange(40) % 4 != 0
+    assert estimate_share(hits) == wilson(30, 40)
+    alike = estimate_share(np.repeat(hits, 3), np.repeat(np.arange(40), 3))
+    assert alike["count"] == 120
+    assert (alike["low"], alike["high"]) == pytest.approx(
+        (wilson(30, 40)["low"], wilson(30, 40)["high"])
+    )
+    always = estimate_share(np.ones(120), np.repeat(np.arange(40), 3))
+    assert always["low"] == wilson(40, 40)["low"] and always["high"] == 1.0
+    rng, covered = np.random.default_rng(3), 0
+    for _ in range(500):
+        likely = rng.beta(9, 1, 50)[:, None]
+        found = estimate_share((rng.random((50, 5)) < likely).ravel(), np.repeat(np.arange(50), 5))
+        assert found["low"] is not None and found["high"] is not None
+        covered += found["low"] <= 0.9 <= found["high"]
+    assert 460 <= covered <= 495
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 8])
@@ -106,3 +137,18 @@ def test_intervals_by_bootstrap_and_of_shares() -> None:
     assert (sure["mean"], sure["high"]) == (1.0, pytest.approx(1))
     assert sure["low"] == pytest.approx(0.7225, abs=1e-4)
     assert wilson(0, 0)["mean"] is None
+
+
+def test_the_difference_of_shares_is_never_sure() -> None:
+    equal = share_difference(0, 0, 48)
+    assert equal["mean"] == 0 and equal["high"] == -float(equal["low"] or 0) > 0.05
+    up, down = share_difference(9, 2, 48), share_difference(2, 9, 48)
+    assert up["mean"] == -float(down["mean"] or 0) and up["low"] == -float(down["high"] or 0)
+    assert share_difference(0, 0, 0)["mean"] is None
+    rng, covered = np.random.default_rng(4), 0
+    for _ in range(500):
+        kinds = rng.choice(3, 60, p=[0.85, 0.1, 0.05])
+        found = share_difference(int(np.sum(kinds == 1)), int(np.sum(kinds == 2)), 60)
+        assert found["low"] is not None and found["high"] is not None
+        covered += found["low"] <= 0.05 <= found["high"]
+    assert 465 <= covered <= 499
