@@ -21,7 +21,7 @@ class Line(jobs.Line):
     kind: str = ""
     """Of the edit, for tables by kind."""
     mask: str | None = None
-    """A picture of the image's size, white where the image is to be edited. It is for the metrics: no
+    """A picture of the image's size, white where it is to be edited. It is for the metrics: no
     method is told of it."""
     truth: str | None = None
     """A picture of the image's size: what the result should be."""
