@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -46,6 +47,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 << 30))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 check_shapes()
+# Imports and tracing make many objects and little garbage, which is searched for often by default.
+gc.set_threshold(200_000, 20, 100)
 # How long an example takes tells more of the machine than of the code.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
@@ -57,9 +60,9 @@ def shapes(request: pytest.FixtureRequest) -> None:
     switch_checks(any(x in request.path.as_posix() for x in CHECKING))
 
 
-@pytest.fixture(scope="module")
-def optimised() -> Iterator[None]:
-    """Programs are compiled as users have them, where numbers are compared with other code's."""
+@contextmanager
+def optimisation() -> Iterator[None]:
+    """Programs are compiled as users have them."""
     import jax
 
     with pytest.MonkeyPatch.context() as patch:
@@ -68,6 +71,13 @@ def optimised() -> Iterator[None]:
         yield
     quick = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"].lower() not in ("0", "false", "no", "off")
     jax.config.update("jax_disable_most_optimizations", quick)
+
+
+@pytest.fixture(scope="module")
+def optimised() -> Iterator[None]:
+    """Where numbers are compared with recorded ones."""
+    with optimisation():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
