@@ -12,7 +12,6 @@ import pytest
 
 from tests.conformance import main
 
-pytestmark = pytest.mark.usefixtures("optimised")
 Change = Callable[[dict[str, np.ndarray]], None]
 
 

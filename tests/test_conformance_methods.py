@@ -7,7 +7,6 @@ import pytest
 from tests.conftest import recordings
 from tests.test_conformance import passes
 
-pytestmark = pytest.mark.usefixtures("optimised")
 
 
 @pytest.fixture(scope="session")
