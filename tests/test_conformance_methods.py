@@ -8,7 +8,6 @@ from tests.conftest import recordings
 from tests.test_conformance import passes
 
 
-
 @pytest.fixture(scope="session")
 def baselines() -> Path:
     """The folder of these recordings: beside the other ones."""
