@@ -5,6 +5,7 @@ import gc
 import hashlib
 import os
 import platform
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -84,7 +85,10 @@ def optimised() -> Iterator[None]:
 def little_garbage() -> None:
     """What JAX keeps of the files before is not searched for garbage again and again, which took a
     quarter of the time of the tests."""
-    gc.collect()
+    with warnings.catch_warnings():
+        # The hub's client leaves one open where a server refuses: not an error of the next file.
+        warnings.filterwarnings("ignore", "unclosed <socket", ResourceWarning)
+        gc.collect()
     gc.freeze()
 
 
