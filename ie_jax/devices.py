@@ -7,6 +7,7 @@ them; the images are split over it too.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import jax
@@ -99,8 +100,13 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
 
 def gathered(mesh: Mesh, tree: Any) -> Any:
     """A tree that may be cut, whole on the host; all processes must ask for it."""
-    whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))
-    return jax.tree.map(np.asarray, whole(tree))
+    return jax.tree.map(np.asarray, to_all(mesh)(tree))
+
+
+@cache
+def to_all(mesh: Mesh) -> Any:
+    """A program that gives every device all of a tree: compiled once for trees of one shape."""
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))
 
 
 def over_devices(

@@ -5,7 +5,9 @@ import gc
 import hashlib
 import os
 import platform
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -46,6 +48,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 << 30))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 check_shapes()
+# Imports and tracing make many objects and little garbage, which is searched for often by default.
+gc.set_threshold(200_000, 20, 100)
 # How long an example takes tells more of the machine than of the code.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
@@ -57,9 +61,9 @@ def shapes(request: pytest.FixtureRequest) -> None:
     switch_checks(any(x in request.path.as_posix() for x in CHECKING))
 
 
-@pytest.fixture(scope="module")
-def optimised() -> Iterator[None]:
-    """Programs are compiled as users have them, where numbers are compared with other code's."""
+@contextmanager
+def optimisation() -> Iterator[None]:
+    """Programs are compiled as users have them."""
     import jax
 
     with pytest.MonkeyPatch.context() as patch:
@@ -70,11 +74,21 @@ def optimised() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", quick)
 
 
+@pytest.fixture(scope="module")
+def optimised() -> Iterator[None]:
+    """Where numbers are compared with recorded ones."""
+    with optimisation():
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def little_garbage() -> None:
     """What JAX keeps of the files before is not searched for garbage again and again, which took a
     quarter of the time of the tests."""
-    gc.collect()
+    with warnings.catch_warnings():
+        # The hub's client leaves one open where a server refuses: not an error of the next file.
+        warnings.filterwarnings("ignore", "unclosed <socket", ResourceWarning)
+        gc.collect()
     gc.freeze()
 
 

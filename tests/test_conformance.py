@@ -12,7 +12,6 @@ import pytest
 
 from tests.conformance import main
 
-pytestmark = pytest.mark.usefixtures("optimised")
 Change = Callable[[dict[str, np.ndarray]], None]
 
 
@@ -32,12 +31,13 @@ def passes(goldens: Path, *only: str) -> None:
     assert status == 0
 
 
-@pytest.mark.long("networks and inversion at the recorded size, with optimisation")
+@pytest.mark.long("networks and inversion at the recorded size")
 def test_parts_and_inversion_reproduce_the_recorded_ones(goldens: Path) -> None:
     passes(goldens, "A_[lmt]*", "A_vae*", "B_inversion*")
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.timeout(1800)
 def test_all_edits_reproduce_the_recorded_ones(goldens: Path) -> None:
     passes(goldens, "[ABCDE]*")

@@ -7,8 +7,6 @@ import pytest
 from tests.conftest import recordings
 from tests.test_conformance import passes
 
-pytestmark = pytest.mark.usefixtures("optimised")
-
 
 @pytest.fixture(scope="session")
 def baselines() -> Path:
@@ -21,6 +19,7 @@ def test_tables_of_prompts(baselines: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.timeout(3600)
 def test_all_methods_reproduce_the_recorded_ones(baselines: Path) -> None:
     passes(baselines, "*")

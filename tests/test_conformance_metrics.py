@@ -7,8 +7,6 @@ import pytest
 from tests.conftest import recordings
 from tests.test_conformance import passes
 
-pytestmark = pytest.mark.usefixtures("optimised")
-
 
 @pytest.fixture(scope="session")
 def metrics() -> Path:
@@ -23,6 +21,7 @@ def test_networks_masks_and_pictures(metrics: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.timeout(1800)
 def test_all_metrics_reproduce_the_recorded_ones(metrics: Path) -> None:
     passes(metrics, "*")

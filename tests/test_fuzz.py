@@ -38,7 +38,7 @@ from ie_jax.weights.untrained import random_pipeline
 from tests.bounds import bounded
 from tests.tiny import SMALLEST_MODEL
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", 24))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", 12))
 """For all readers together."""
 Draw = Callable[[random.Random], bytes]
 

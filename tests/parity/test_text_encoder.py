@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from ie_jax.models.shapes import text_encoder_shapes
 from ie_jax.models.text_encoder import TextEncoder
 from ie_jax.weights.convert import convert
 from ie_jax.weights.names import TEXT_ENCODER
-from tests.parity.oracle import arrays, randomised, relative, torch, transformers
+from tests.parity.oracle import arrays, as_users_have_it, randomised, relative, torch, transformers
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "sd15 in small": {
@@ -49,7 +50,7 @@ class Case(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def case(request: pytest.FixtureRequest) -> Case:
+def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     values = CONFIGS[request.param]
     kind = getattr(transformers, values.get("architectures", ["CLIPTextModel"])[0])
     upstream = randomised(kind(transformers.CLIPTextConfig(**values)))
@@ -57,7 +58,8 @@ def case(request: pytest.FixtureRequest) -> Case:
     state = {name.removeprefix("text_model."): x for name, x in state.items()}
     config = text_config(values)
     params = convert(state, TEXT_ENCODER, text_encoder_shapes(config), "upstream")
-    return Case(upstream, state, config, params)
+    with as_users_have_it(request.param):
+        yield Case(upstream, state, config, params)
 
 
 def test_what_it_gives(case: Case) -> None:

@@ -14,6 +14,7 @@ from ie_jax.weights.names import UNET
 from tests.parity.oracle import (
     UNETS,
     arrays,
+    as_users_have_it,
     diffusers,
     guidance,
     nchw,
@@ -93,10 +94,11 @@ def run(request: pytest.FixtureRequest) -> Run:
     config = UNETS[request.param]
     upstream = randomised(diffusers.UNet2DConditionModel.from_config(config))
     latent = (16, 16) if "sample_size" in config else (8, 24)
-    return compare(upstream, unet_config(config), latent, [7.0, 0.0])
+    with as_users_have_it(request.param):
+        return compare(upstream, unet_config(config), latent, [7.0, 0.0])
 
 
-@pytest.mark.long("each network is compiled with optimisation")
+@pytest.mark.long("each network is compiled, the published one with optimisation")
 def test_noise_prediction(run: Run) -> None:
     assert relative(run.eps, run.expected) <= 1e-5
 

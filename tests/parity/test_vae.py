@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,17 @@ from ie_jax.models.shapes import vae_shapes
 from ie_jax.models.vae import VAE
 from ie_jax.weights.convert import convert
 from ie_jax.weights.names import VAE as NAMES
-from tests.parity.oracle import arrays, diffusers, nchw, nhwc, normal, randomised, relative, torch
+from tests.parity.oracle import (
+    arrays,
+    as_users_have_it,
+    diffusers,
+    nchw,
+    nhwc,
+    normal,
+    randomised,
+    relative,
+    torch,
+)
 
 
 def levels(*widths: int) -> dict[str, Any]:
@@ -38,11 +49,12 @@ class Case(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def case(request: pytest.FixtureRequest) -> Case:
+def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     upstream = randomised(diffusers.AutoencoderKL.from_config(CONFIGS[request.param]))
     config = vae_config(CONFIGS[request.param])
     params = convert(arrays(upstream.state_dict()), NAMES, vae_shapes(config), "upstream")
-    return Case(upstream, config, params)
+    with as_users_have_it(request.param):
+        yield Case(upstream, config, params)
 
 
 def test_moments(case: Case) -> None:

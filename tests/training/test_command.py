@@ -27,6 +27,7 @@ from ie_jax.weights.load import load_pipeline
 from ie_jax.weights.untrained import RANDOM_CONFIGS
 from tests.conftest import ROOT
 from tests.tiny import SMALLEST
+from tests.training.programs import Kept, shared
 from tests.training.test_loop import lines, same_tensors
 
 TINY = str(ROOT / "tests" / "training" / "tiny.yaml")
@@ -47,17 +48,27 @@ def tiny(folder: Path, *options: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def programs() -> Kept:
+    """Of `tiny` without options that change the stage."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, programs: Kept) -> Path:
     """A finished run."""
     folder = tmp_path_factory.mktemp("train") / "whole"
-    tiny(folder)
+    with shared(programs):
+        tiny(folder)
     return folder
 
 
 @pytest.mark.long("the first one trains: three starts of the command, one program")
-def test_a_resumed_run_equals_an_uninterrupted_one(whole: Path, tmp_path: Path) -> None:
-    tiny(tmp_path / "parts", "--steps", "2")
-    tiny(tmp_path / "parts", "--resume")
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    whole: Path, tmp_path: Path, programs: Kept
+) -> None:
+    with shared(programs):
+        tiny(tmp_path / "parts", "--steps", "2")
+        tiny(tmp_path / "parts", "--resume")
     assert lines(tmp_path / "parts") == lines(whole)
     for name in ("forward_lora", "forward_lora_ema", "forward_lora_best"):
         one, other = (folder / f"{name}.safetensors" for folder in (whole, tmp_path / "parts"))

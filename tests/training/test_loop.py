@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,16 @@ from ie_jax.errors import UserError
 from ie_jax.training.journal import METRICS, PICTURES
 from ie_jax.training.loop import FAILURE, HeldOut, Loader, Plan, Trainer
 from ie_jax.training.stage import State
+from tests.training.programs import Kept, shared
 from tests.training.regression import HELD_OUT, ITEMS, TRUE, Batches, fit
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs() -> Iterator[Kept]:
+    """All runs here are of one stage."""
+    kept: Kept = {}
+    with shared(kept):
+        yield kept
 
 
 def same(one: State, other: State) -> bool:
@@ -155,9 +164,10 @@ def test_the_best_is_exported_and_kept_with_the_last(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("long", ["compile", "evaluate"])
 def test_a_signal_is_heard_while_something_compiles(
-    tmp_path: Path, long: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, long: str, monkeypatch: pytest.MonkeyPatch, programs: Kept
 ) -> None:
     """A call into C++ that would take a minute is not waited for."""
+    programs.clear()
     end = threading.Event()
 
     def compiled(self: Any, *_: Any, **__: Any) -> None:

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from tests.forks import Fork, free_address
 from tests.training import lives, regression
-from tests.training.test_checkpoints import program
+from tests.training.regression import fit
 from tests.training.test_kill import SETTINGS
 from tests.training.test_loop import lines
 
@@ -36,17 +36,16 @@ def train(folder: Path, *options: str) -> Fork:
     return Fork(lives.main, [*argv, "--output", folder], folder.with_name(f"train-{number}.txt"))
 
 
-@pytest.mark.long("six processes start, two at a time")
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
-    whole = np.array(json.loads(program(tmp_path / "whole", 8)))
+    whole = fit(tmp_path / "whole", 8).params["w"]
     for fork in pair(tmp_path / "parts", 5):
         status, out, errors = fork.wait()
         assert status == 0, errors
     after_five = json.loads(out.strip().splitlines()[-1])
-    first = json.loads(program(tmp_path / "five", 5))
-    np.testing.assert_allclose(np.array(after_five), np.array(first), rtol=1e-5)
+    first = fit(tmp_path / "five", 5).params["w"]
+    np.testing.assert_allclose(np.array(after_five), first, rtol=1e-5)
     # One process goes on from what two have saved.
-    parts = np.array(json.loads(program(tmp_path / "parts", 8)))
+    parts = fit(tmp_path / "parts", 8).params["w"]
     np.testing.assert_allclose(parts, whole, rtol=1e-5)
     ours, theirs = lines(tmp_path / "parts"), lines(tmp_path / "whole")
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]

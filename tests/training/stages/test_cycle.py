@@ -115,39 +115,49 @@ def test_the_target_is_the_decoded_latent_or_the_image(world: World) -> None:
     assert jax.jit(of_latents)(world.frozen, world.batch, world.keys).target is None
 
 
-@pytest.mark.long("the gradient of the sum of three losses is compiled")
+WEIGHTS = {"distillation": 1.0, "cycle": 1.0, "preservation": 1.5}
+
+
 def test_the_sum_is_the_sum_though_its_calls_are_one_scan(world: World) -> None:
-    """And its gradient the weighted sum of gradients."""
     example = world.prepare(world.frozen, world.batch, world.keys)
     arguments = (world.lora, world.frozen, example)
     each = losses(CONFIG, world.networks)
-    assert list(each) == ["distillation", "cycle", "preservation"]
-    values = {name: jax.jit(loss)(*arguments)[0] for name, loss in each.items()}
+    assert list(each) == list(WEIGHTS)
+    (together,) = losses(replace(CONFIG, order="sum"), world.networks).values()
+
+    @jax.jit
+    def all_four(*arguments: Any) -> Any:
+        return together(*arguments), {name: loss(*arguments)[0] for name, loss in each.items()}
+
+    (value, parts), values = all_four(*arguments)
+    for name, weight in WEIGHTS.items():
+        np.testing.assert_allclose(parts[name] * weight, values[name], rtol=1e-5)
+    np.testing.assert_allclose(
+        value, sum(weight * parts[name] for name, weight in WEIGHTS.items()), rtol=1e-5
+    )
+
+
+@pytest.mark.slow
+def test_the_gradient_of_the_sum_is_the_sum_of_gradients(world: World) -> None:
+    """`make test` trains by it: in tests/training/test_command.py every factor changes."""
+    example = world.prepare(world.frozen, world.batch, world.keys)
+    arguments = (world.lora, world.frozen, example)
 
     @jax.jit
     def weighted(weights: dict[str, Any]) -> Any:
-        """The sum's value, its parts and its gradient: one program for all weights."""
+        """The sum's value and gradient: one program for all weights."""
         loss = make_loss(CONFIG, world.networks, weights)
         return jax.value_and_grad(loss, has_aux=True)(*arguments)
 
-    weights = {"distillation": 1.0, "cycle": 1.0, "preservation": 1.5}
-    (value, parts), grads = weighted(weights)
-    np.testing.assert_allclose(
-        value, sum(weights[name] * x for name, x in parts.items()), rtol=1e-5
-    )
-    slope = jax.tree.map(jnp.zeros_like, world.lora)
-    for name, weight in weights.items():
-        np.testing.assert_allclose(parts[name] * weight, values[name], rtol=1e-5)
-        (alone, _), part = weighted({x: weight * (x == name) for x in weights})
-        np.testing.assert_allclose(alone, values[name], rtol=1e-5)
-        slope = jax.tree.map(jnp.add, slope, part)
+    (value, _), grads = weighted(WEIGHTS)
+    alone = [weighted({x: w * (x == name) for x, w in WEIGHTS.items()}) for name in WEIGHTS]
+    np.testing.assert_allclose(value, sum(x for (x, _), _ in alone), rtol=1e-5)
+    slope = jax.tree.map(lambda *x: sum(x), *(part for _, part in alone))
     difference = optax.tree.norm(jax.tree.map(jnp.subtract, grads, slope))
     assert difference <= 1e-4 * optax.tree.norm(slope)
     # The random LoRA's A starts with B = 0, as LoRA does: its gradient comes later.
     largest = {path: float(jnp.abs(x).max()) for path, x in flatten(grads).items()}
     assert min(x for path, x in largest.items() if path.endswith("/up")) > 0, largest
-    (together,) = losses(replace(CONFIG, order="sum"), world.networks).values()
-    np.testing.assert_allclose(jax.jit(together)(*arguments)[0], value, rtol=1e-5)
 
 
 def test_a_weight_of_zero_leaves_a_loss_out(world: World) -> None:
