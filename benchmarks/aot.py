@@ -27,6 +27,7 @@ from benchmarks.steps import argument_shapes, networks_of, stage_of
 from ie_jax.cli import run
 from ie_jax.devices import batch_sharding, make_mesh, replicated, weight_shardings
 from ie_jax.models.execution import Execution, Precision, Remat
+from ie_jax.training.config import MeshConfig
 from ie_jax.training.stages import TrainConfig
 from ie_jax.training.stages.cycle import NAMES, CycleConfig
 from ie_jax.training.step import make_step
@@ -59,6 +60,7 @@ def config_of(options: argparse.Namespace, devices: int, backend: str) -> TrainC
         ),
         batch_size=options.batch * devices,
         accumulate=options.accumulate,
+        mesh=MeshConfig(options.fsdp),
         lora=options.lora,
         precision=precision,
         vae_precision=precision,

@@ -65,7 +65,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "dtype": ("float32", "bfloat16"),
     "guiders": tuple(GUIDERS),
     "energy": ("chunked", "plain"),
-    "attention": ("chunked", "plain"),
+    "attention": ("chunked", "plain", "xla", "flash"),
     "lora": ("merge", "low_rank"),
     "remat": ("none", "block", "call"),
 }
@@ -75,7 +75,7 @@ HELP = {
     "dtype": "of all weights but LoRA, and of all products",
     "guiders": "both, one or none of the published ones",
     "energy": "chunked: some queries at a time; plain: whole maps",
-    "attention": "the same for attention itself",
+    "attention": "the same for attention itself, or a kernel: XLA's, or that for TPUs",
     "lora": "merge a copy of the weights, or add the low-rank path in each layer",
     "remat": "what backward passes compute again: the inside of blocks, or network calls",
 }
@@ -93,8 +93,9 @@ def guiders_of(setting: Setting) -> tuple[Guider, ...]:
 def models_of(setting: Setting, arch: Architecture, backend: str) -> Models:
     """What `edit_images` is compiled for."""
     precision = Precision(param=setting.dtype, compute=setting.dtype)
+    kernel: Any = setting.attention if setting.attention in ("xla", "flash") else "explicit"
     execution = Execution(
-        attention="explicit",  # cuDNN's fused kernels are not to be had without a GPU
+        attention=kernel,  # cuDNN's are not to be had without a GPU
         query_chunk=Execution.query_chunk if setting.attention == "chunked" else 0,
         remat=setting.remat,
     ).resolve(precision, backend)

@@ -56,7 +56,7 @@ def batch_of(task: Task, arch: Architecture) -> dict[str, np.ndarray]:
 
 def networks_of(config: TrainConfig, arch: Architecture, backend: str | None = None) -> Networks:
     """As the training command makes them."""
-    execution = config.execution.resolve(config.precision, backend)
+    execution = config.execution.resolve(config.precision, backend, config.mesh.fsdp > 1)
     return Networks(arch, config.precision, config.vae_precision, execution, config.lora)
 
 

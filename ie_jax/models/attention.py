@@ -1,5 +1,6 @@
 """Scaled dot-product attention, fused or explicit, and its probability maps."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -17,6 +18,8 @@ Keys = Float[Array, "b k heads i"]
 """Keys or values."""
 T = TypeVar("T")
 CUDNN_MAX_HEAD_DIM = 128
+TPU_BLOCK, TPU_LANES, TPU_LARGEST = 128, 128, 512
+"""Tokens of the TPU kernel's smallest block, width of its registers, and tokens of its largest."""
 
 
 class Site(NamedTuple):
@@ -156,6 +159,31 @@ def fused_attention(
     return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
 
 
+def flash_attention(q: Heads, k: Keys, v: Keys) -> Heads:
+    """Attention by JAX's Pallas kernel for TPUs, which never holds the maps.
+
+    Numbers of tokens that its blocks do not divide, as those of texts, go to XLA. It has a first
+    derivative only.
+    """
+    (_, n, _, d), m = q.shape, k.shape[1]
+    if n % TPU_BLOCK or m % TPU_BLOCK:
+        return fused_attention(q, k, v, "xla")
+    # Imported here: it is for TPUs alone, and takes its time.
+    from jax.experimental.pallas.ops.tpu import flash_attention as kernel
+
+    # Heads over 128 wide must be a multiple of it: zeros change neither products nor the result.
+    wide = d if d <= TPU_LANES else -(-d // TPU_LANES) * TPU_LANES
+    rows = [
+        jnp.pad(jnp.moveaxis(x, 2, 1), ((0, 0), (0, 0), (0, 0), (0, wide - d))) for x in (q, k, v)
+    ]
+    fields = [x.name for x in dataclasses.fields(kernel.BlockSizes)]
+    of_queries = math.gcd(n, TPU_LARGEST)
+    sizes = {x: of_queries if x.startswith("block_q") else math.gcd(m, TPU_LARGEST) for x in fields}
+    blocks = kernel.BlockSizes(**sizes | {"block_b": 1})
+    y = kernel.flash_attention(*rows, sm_scale=1 / math.sqrt(d), block_sizes=blocks)
+    return jnp.moveaxis(y[..., :d], 1, 2)
+
+
 def attention(
     q: Heads,
     k: Keys,
@@ -166,6 +194,8 @@ def attention(
     match execution.attention:
         case "cudnn" | "xla":
             return fused_attention(q, k, v, execution.attention)
+        case "flash":
+            return flash_attention(q, k, v)
         case "by_head":
             return attention_by_head(q, k, v, execution.query_chunk)
         case _:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ie_jax.errors import UserError
+
 DType = Literal["float32", "bfloat16", "float16"]
 Convolution = Literal["auto", "xla", "cpu"]
 Remat = Literal["none", "block", "call", "both"]
@@ -38,11 +40,12 @@ def exact(dtype: jnp.dtype) -> lax.Precision:
 class Execution:
     """Settings that change speed and memory but not the result."""
 
-    attention: Literal["auto", "cudnn", "xla", "explicit", "by_head"] = "auto"
+    attention: Literal["auto", "cudnn", "xla", "flash", "explicit", "by_head"] = "auto"
     """cudnn, xla: `jax.nn.dot_product_attention` with that implementation (cudnn falls back to
     xla where the head size is too large for it). explicit: matrix product, softmax, matrix
-    product. by_head: the same for one head after the other. auto: by_head on CPU, cudnn on GPU,
-    xla on TPU, explicit there where compute is float32."""
+    product. by_head: the same for one head after the other. flash: JAX's kernel for TPUs; through
+    it an edit with guiders has no gradient, and mesh.fsdp must be 1. auto: by_head on CPU, cudnn on
+    GPU, flash on TPU (xla with mesh.fsdp), explicit there where compute is float32."""
     convolution: Convolution = "auto"
     """xla: as XLA has it. cpu: in the forms that are the fastest on a CPU. auto: cpu on CPU, xla
     elsewhere."""
@@ -74,13 +77,25 @@ class Execution:
         quick = not self.optimise and jax.default_backend() == "cpu"
         return QUICK if quick else {}
 
-    def resolve(self, precision: Precision, backend: str | None = None) -> "Execution":
-        """Replace each auto by the choice for `backend` (default: the one JAX runs on)."""
+    def resolve(
+        self, precision: Precision, backend: str | None = None, cut: bool = False
+    ) -> "Execution":
+        """Replace each auto by the choice for `backend` (default: the one JAX runs on).
+
+        Args:
+            cut: the compiler spreads weights over devices, which it cannot do around flash.
+
+        Raises:
+            UserError: flash is asked for then.
+        """
         backend = backend or jax.default_backend()
         attention, convolution = self.attention, self.convolution
+        if attention == "flash" and cut:
+            raise UserError("execution.attention: flash needs mesh.fsdp 1: take xla")
         if attention == "auto":
             fused = precision.compute != "float32" and backend in FUSED
             attention = "by_head" if backend == "cpu" else FUSED[backend] if fused else "explicit"
+            attention = "xla" if attention == "flash" and cut else attention
         if convolution == "auto":
             convolution = "cpu" if backend == "cpu" else "xla"
         return replace(self, attention=attention, convolution=convolution)
@@ -113,7 +128,7 @@ QUICK: dict[str, bool | str] = {
 if jax.__version_info__ < (0, 11):
     # Later versions refuse these. Else each fused operation has a run of a compiler of its own.
     QUICK |= {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": "1"}
-FUSED: dict[str, Literal["cudnn", "xla"]] = {"gpu": "cudnn", "tpu": "xla"}
+FUSED: dict[str, Literal["cudnn", "flash"]] = {"gpu": "cudnn", "tpu": "flash"}
 
 
 def dtype(name: DType) -> jnp.dtype:

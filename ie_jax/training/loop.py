@@ -14,7 +14,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ie_jax.devices import gathered, place, place_batch, replicated, weight_shardings
+from ie_jax.devices import (
+    BATCH,
+    FSDP,
+    WHOLE,
+    gathered,
+    over_devices,
+    place,
+    place_batch,
+    replicated,
+    weight_shardings,
+)
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole
 from ie_jax.training.checkpoints import Checkpoints, Facts, one_line_of_a_failed_write
@@ -289,8 +299,11 @@ class Trainer:
             placed = place_batch(self.mesh, batch)
             if self.validate is None:
                 assert self.stage.evaluate
+                by_hand = self.mesh.shape[FSDP] == 1
+                places = (WHOLE, WHOLE, BATCH), BATCH
+                evaluate = self.stage.evaluate
                 jitted = jax.jit(
-                    self.stage.evaluate,
+                    over_devices(evaluate, self.mesh, *places) if by_hand else evaluate,
                     out_shardings=replicated(self.mesh),
                     compiler_options=self.compiler_options,
                 )

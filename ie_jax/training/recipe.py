@@ -62,7 +62,7 @@ def networks_of(config: RunConfig, architecture: Architecture) -> Networks:
         architecture,
         config.precision,
         config.vae_precision,
-        config.execution.resolve(config.precision),
+        config.execution.resolve(config.precision, cut=config.mesh.fsdp > 1),
         config.lora,
     )
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu
 
 from ie_jax.models import attention as module
 from ie_jax.models.attention import (
@@ -13,6 +14,7 @@ from ie_jax.models.attention import (
     attention_by_head,
     chunk_count,
     explicit_attention,
+    flash_attention,
     fused_attention,
     over_query_chunks,
     probabilities,
@@ -94,3 +96,27 @@ def test_heads_one_by_one_are_all_heads(keys: int, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(module, "LARGE_MAP", large)
         for one, other in zip(*map(jax.tree.leaves, (run(True), expected)), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_kernel_for_tpus_computes_the_same() -> None:
+    """Values and gradients, interpreted; heads wider than its registers are filled up."""
+    q, k, v = heads(0, 128), heads(1, 128), heads(2, 128)
+    wide = [heads(i, 128, 136) for i in range(3)]
+
+    def loss(flash: bool, q: Any, k: Any, v: Any) -> tuple[jax.Array, jax.Array]:
+        y = flash_attention(q, k, v) if flash else explicit_attention(q, k, v, 0)
+        return jnp.sum(y**2), y
+
+    def run(flash: bool) -> Any:
+        of_wide = loss(flash, wide[0], wide[1], wide[2])[1]
+        return jax.grad(loss, (1, 2, 3), has_aux=True)(flash, q, k, v), of_wide
+
+    with tpu.force_tpu_interpret_mode():
+        found = run(True)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(run(False)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_texts_do_not_go_to_the_kernel_for_tpus() -> None:
+    q, k, v = heads(0, 128), heads(1, 77), heads(2, 77)
+    np.testing.assert_array_equal(flash_attention(q, k, v), fused_attention(q, k, v, "xla"))
