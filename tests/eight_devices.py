@@ -99,13 +99,14 @@ def cycle_step(argv: Sequence[str]) -> None:
 
 
 def edit_program(argv: Sequence[str]) -> None:
-    """How many collectives the compiled programs of a guided edit hold, of eight images."""
+    """How many collectives the compiled programs of a guided edit hold, of eight images, each in
+    the mask that is found."""
     shrink()
     guiders = (GuiderConfig("features_map_l2", 0.5, GuiderOptions("mid")),)
     config = EditConfig("random", guiders=guiders)
     editor = Editor(random_pipeline(), config, mesh=devices.local_mesh())
     pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
-    _, edit = editor.run(pixels, "a cat", "a dog", seed=range(8))
+    _, edit = editor.run(pixels, "a cat", "a dog", seed=range(8), mask="auto")
     parts = len(edit.pixels.sharding.device_set)
     texts = [c.as_text() for x in editor.programs.values() for c in x.compiled.values()]
     counts = [len(COLLECTIVES.findall(text)) for text in texts]
