@@ -128,6 +128,7 @@ def build(schema: type[C], values: Mapping[str, Any], where: str) -> C:
     Raises:
         UserError: what is wrong; `where` names the file or the command line.
     """
+    values = over_defaults(schema, values)
     try:
         # JSON is the strict mode in which a list is a tuple but "7" is not a number. A YAML date,
         # say, has no place in it, nor has a list that holds itself.
@@ -149,6 +150,28 @@ def build(schema: type[C], values: Mapping[str, Any], where: str) -> C:
         raise UserError(f"{where}: {mistake(schema, values, error)}") from error
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def over_defaults(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with those of sections in full, where a section's default is not that of its type: who
+    sets one thing of it means to leave the others."""
+    filled = dict(values)
+    for field in dataclasses.fields(schema) if dataclasses.is_dataclass(schema) else ():
+        default: Any = default_of(field)
+        given = values.get(field.name)
+        if dataclasses.is_dataclass(default) and isinstance(given, Mapping):
+            section: Any = type(default)
+            usual, own = (dataclasses.asdict(x) for x in (section(), default))
+            apart = {name: x for name, x in own.items() if x != usual[name]}
+            filled[field.name] = over_defaults(section, {**apart, **given})
+    return filled
+
+
+def default_of(field: Any) -> Any:
+    """What a field is where nothing is given; None where it must be given."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def small_integer(digits: str) -> int:
@@ -233,15 +256,22 @@ def words(annotation: Any) -> dict[str, Any]:
     return {"type": "YAML", "metavar": "|".join(map(str, choices)), **several}
 
 
-def add_options(group: argparse._ArgumentGroup, schema: type, prefix: str = "") -> None:
-    """An option per field, nested fields with dots, help from the strings below the fields."""
+def add_options(
+    group: argparse._ArgumentGroup, schema: type, prefix: str = "", defaults: Any = None
+) -> None:
+    """An option per field, nested fields with dots, help from the strings below the fields.
+
+    Args:
+        defaults: an instance; None: one with nothing given.
+    """
+    defaults = schema() if defaults is None else defaults
     lineage = [x for x in reversed(schema.__mro__) if dataclasses.is_dataclass(x)]
     described = [p for x in lineage for p in docstring_parser.parse_from_object(x).params]
     help_of = {p.arg_name: p.description for p in described}
     for field in dataclasses.fields(schema):
-        name, default = prefix + field.name, getattr(schema(), field.name)
+        name, default = prefix + field.name, getattr(defaults, field.name)
         if dataclasses.is_dataclass(default):
-            add_options(group, type(default), f"{name}.")
+            add_options(group, type(default), f"{name}.", default)
             continue
         shown = list(default) if isinstance(default, tuple) else default
         group.add_argument(

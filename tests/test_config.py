@@ -1,7 +1,7 @@
 """Configs: strict, with messages that say what to change."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ie_jax.diffusion.schedule import GUIDANCE
 from ie_jax.editing.command import EditRequest
 from ie_jax.editing.config import EditConfig, GuiderConfig, RescalingConfig
 from ie_jax.errors import UserError
+from ie_jax.evaluation.demo import DemoConfig
 from ie_jax.training.stages import TrainConfig
 from ie_jax.weights.published import PUBLISHED
 
@@ -34,6 +35,17 @@ def from_text(text: str, folder: Path) -> EditConfig:
     path = folder / "config.yaml"
     path.write_text(text, encoding="utf-8")
     return build(EditConfig, read_yaml(path), str(path))
+
+
+# --- sections whose default is their own ---
+
+
+def test_a_section_of_which_one_thing_is_set_keeps_the_others() -> None:
+    usual = DemoConfig().edit
+    found = build(DemoConfig, {"edit": {"seed": 3, "execution": {"unroll": 2}}}, "demo").edit
+    assert found == replace(usual, seed=3, execution=replace(usual.execution, unroll=2))
+    assert usual.guiders and not usual.execution.optimise
+    assert build(DemoConfig, {"edit": {"guiders": []}}, "demo").edit.guiders == ()
 
 
 # --- unknown names ---
