@@ -157,14 +157,27 @@ def over_defaults(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
     sets one thing of it means to leave the others."""
     filled = dict(values)
     for field in dataclasses.fields(schema) if dataclasses.is_dataclass(schema) else ():
-        default: Any = default_of(field)
-        given = values.get(field.name)
+        default, given = default_of(field), values.get(field.name)
         if dataclasses.is_dataclass(default) and isinstance(given, Mapping):
-            section: Any = type(default)
-            usual, own = (dataclasses.asdict(x) for x in (section(), default))
-            apart = {name: x for name, x in own.items() if x != usual[name]}
-            filled[field.name] = over_defaults(section, {**apart, **given})
+            usual = plain(type(default)())
+            apart = {name: x for name, x in plain(default).items() if x != usual[name]}
+            filled[field.name] = merged(apart, given)
     return filled
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config as nested mappings."""
+    return dataclasses.asdict(config)
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings, the second's values before the first's."""
+    both = {
+        name: merged(base[name], x)
+        for name, x in over.items()
+        if isinstance(x, Mapping) and isinstance(base.get(name), Mapping)
+    }
+    return {**base, **over, **both}
 
 
 def default_of(field: Any) -> Any:
