@@ -159,7 +159,8 @@ def over_defaults(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
     for field in dataclasses.fields(schema) if dataclasses.is_dataclass(schema) else ():
         default, given = default_of(field), values.get(field.name)
         if dataclasses.is_dataclass(default) and isinstance(given, Mapping):
-            usual = plain(type(default)())
+            section: Any = type(default)
+            usual = plain(section())
             apart = {name: x for name, x in plain(default).items() if x != usual[name]}
             filled[field.name] = merged(apart, given)
     return filled
