@@ -174,7 +174,7 @@ class Page:
         visit = self.visit(request)
         visit.uploads.add(Path(path))
         try:
-            return path, self.canvas(visit, self.studio.plain.load(path))
+            return path, self.canvas(visit, self.studio.load(Path(path)))
         except UserError as error:
             gr.Warning(str(error), duration=None, title="This photo cannot be used")
             return None, None
@@ -182,7 +182,7 @@ class Page:
     def sample(self, index: int, request: gr.Request) -> Any:
         """A sample was picked. Returns photo, source, target, canvas."""
         sample = self.samples[index]
-        pixels = self.studio.plain.load(sample.path)
+        pixels = self.studio.load(Path(sample.path))
         return (
             *(sample.path, sample.source, sample.target),
             self.canvas(self.visit(request), pixels),
@@ -216,7 +216,7 @@ class Page:
             raise UserError("there is no photo: upload or paste one, or pick a sample")
         if not source.strip():
             raise UserError("say in words what the photo shows")
-        TELL.set(lambda line: progress(0, desc=line))
+        TELL.set(lambda line: progress(None, desc=line))
         wanted = Path(path), source.strip(), int(seed or 0)
         if (
             visit.photo is None
@@ -301,7 +301,7 @@ class Page:
         masks = [(look(entry, f"mask-{i}"), target) for i, target in named]
         found = settings.where == FOUND
         return (
-            f"{calls} network calls a result, {entry.result.seconds:.2f} s",
+            f"{calls} network calls each, {entry.result.seconds:.2f} s in all",
             (look(entry, "before"), look(entry, "0")),
             gr.Gallery([(look(entry, str(i)), x) for i, x in named], visible=count > 1),
             gr.Gallery(masks if found else None, visible=found),

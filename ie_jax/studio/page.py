@@ -14,10 +14,10 @@ STYLE = """
 del { opacity: .5 } mark { background: #fde68a; color: #111; padding: 0 .2em; border-radius: .2em }
 #photo img, #compare img, .pictures img { object-fit: contain; image-rendering: pixelated }
 #photo img { width: 100%; height: 100% }
-#samples img { width: 72px; height: 72px }
-.pictures .grid-wrap { padding-top: 2em }
+#samples button, #samples img { width: 72px; height: 72px }
+.pictures .grid-wrap { min-height: 0 }
 .pictures .grid-container {
-    grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)) !important; height: auto }
+    grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important; padding-top: 2em }
 footer, #files .label-clear-button, #files [aria-label^="Remove"] { display: none !important }
 /* On a phone the result comes after the button, before the finer controls. */
 @media (max-width: 640px) {
@@ -53,8 +53,12 @@ def build(studio: Studio, samples: Sequence[Sample]) -> gr.Blocks:
         controls = [targets, strength, where, canvas, layout, details, bound, guidance]
         results = [line, compare, several, masks, below, files, command, history]
         # One at a time, in order, whoever asks.
-        queued: Any = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress_on": line}
-        quick: Any = {"queue": False, "show_progress": "hidden"}
+        queued: Any = {
+            "concurrency_id": "model",
+            "concurrency_limit": 1,
+            "show_progress_on": compare,
+        }
+        quick: Any = {"concurrency_limit": None, "show_progress": "hidden"}
         moved = [
             *(slider.release for slider in (strength, layout, details, bound)),
             *(guidance.submit, seed.submit, where.input, canvas.apply),
@@ -196,19 +200,16 @@ def finer(studio: Studio) -> tuple[Any, ...]:
 
 def what_was_made() -> tuple[Any, ...]:
     """The way back, and what can be taken along."""
-    label = "History: click on one to go back to it"
-    history = gallery(label, "history", visible=True, height=200, columns=8)
     undo = gr.Button("Undo", elem_id="undo")
-    with gr.Row():
-        files = gr.File(label="Download", file_count="multiple", interactive=False, elem_id="files")
-        command = gr.Textbox(
-            label="The command that makes the same",
-            info="in the folder of the photo, and of mask.png if you painted",
-            interactive=False,
-            lines=3,
-            buttons=["copy"],
-            elem_id="command",
-        )
+    history = gallery("History: click on one to go back to it", "history", visible=True)
+    files = gr.File(label="Download", file_count="multiple", interactive=False, elem_id="files")
+    command = gr.Textbox(
+        label="The command that makes the same",
+        info="in the folder of the photo, and of mask.png if you painted",
+        interactive=False,
+        buttons=["copy"],
+        elem_id="command",
+    )
     return undo, history, files, command
 
 

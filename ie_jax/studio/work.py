@@ -91,6 +91,7 @@ class Studio:
             UserError: it cannot be had.
         """
         self.lock = threading.Lock()
+        self.waiting = 0
         self.stages = Stages(quiet=not progress)
         self.plain = Editor.from_pretrained(
             config=replace(config, guiders=()),
@@ -113,11 +114,15 @@ class Studio:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Have the model alone."""
+        """Have the model alone, before what is only prepared."""
         if self.lock.locked():
             say("wait: the model is being prepared")
-        with self.lock:
-            yield
+        self.waiting += 1
+        try:
+            with self.lock:
+                yield
+        finally:
+            self.waiting -= 1
 
     @property
     def guidance(self) -> tuple[float, ...]:
@@ -129,13 +134,24 @@ class Studio:
         """Of the guiders' pull, as suits the model."""
         return float(self.guided.config.noise_rescaling_setup.bounds[1])
 
+    def load(self, path: Path) -> np.ndarray:
+        """A photo as the networks see it, uint8 (h, w, 3).
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        try:
+            return self.plain.load(path)
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), path.name)) from None
+
     def invert(self, path: Path, source: str, seed: int) -> Photo:
         """A photo to noise.
 
         Raises:
             UserError: it cannot be read, or the prompt is empty.
         """
-        pixels = self.plain.load(path)
+        pixels = self.load(path)
         with self.turn():
             inversion = self.plain.invert(pixels, source, seed)
         return Photo(path, source, seed, pixels, inversion)
@@ -176,6 +192,8 @@ class Studio:
         with self.lock:
             inversion = self.plain.invert(pixels, "warm")
         for editor, mask in ((self.plain, None), (self.plain, AUTO), (self.guided, None)):
+            while self.waiting:
+                time.sleep(0.1)
             with self.lock:
                 editor.edit(inversion, "warm", strength=1.0, mask=mask)
 
