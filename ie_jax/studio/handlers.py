@@ -255,6 +255,8 @@ class Page:
         place = EVERYWHERE if area is not None and area.all() else WHERE[where]
         settings = Settings(lines, strength, w, layout, details, bound, place, area)
         result = self.studio.edit(photo, settings)
+        if not visit.folder.exists():
+            raise UserError("the page was closed")
         visit.history.append(Entry(photo, settings, result, visit.new_folder()))
         for old in visit.history[:-KEPT]:
             shutil.rmtree(old.folder, ignore_errors=True)

@@ -162,7 +162,7 @@ def test_several_targets_are_numbered_and_laid_side_by_side(
     assert size(tmp_path / written[2]) == (4 * 80 + 5 * 8, size(tmp_path / written[2])[1])
     stages = ("load random", "compile invert", "invert", "compile edit", "edit")
     lines = [line for name in stages for line in (f"{name} ...", name)]
-    assert [line.rpartition(":")[0] or line for line in err.splitlines()][:6] == lines
+    assert [line.rpartition(":")[0] or line for line in err.splitlines()][:10] == lines
 
 
 def test_reconstruction(photo: str, tmp_path: Path, command: Any) -> None:

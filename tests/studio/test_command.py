@@ -1,6 +1,7 @@
 """The command: how it begins, and that nothing is left when it ends."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Sequence
@@ -9,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from ie_jax.cli import run
+from ie_jax.editing.config import EditConfig
 from ie_jax.studio import command
-from ie_jax.studio.command import serve
+from ie_jax.studio.command import StudioRequest, serve
 from tests.forks import Fork
+
+ROOT = Path(__file__).parents[2]
 
 
 def begin(argv: Sequence[str]) -> None:
@@ -38,6 +42,16 @@ def test_what_cannot_begin_is_one_line(
         begin(argv)
     error = capfd.readouterr().err
     assert caught.value.code == 2 and message in error and len(error.splitlines()) == 1
+
+
+def test_the_app_of_a_space_is_as_the_docs_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = (ROOT / "docs" / "studio.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", told, re.DOTALL)
+    assert len(code.split("\n\n")) == 2 and len(code.strip().splitlines()) == 4
+    called: list[object] = []
+    monkeypatch.setattr(command, "launch", lambda *given: called.extend(given))
+    exec(code, {})
+    assert called == [EditConfig(model="sd15"), StudioRequest(host="0.0.0.0")]
 
 
 def test_nothing_is_left_when_it_is_ended(tmp_path: Path) -> None:
