@@ -6,6 +6,7 @@ import shlex
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -170,7 +171,7 @@ def test_two_visitors_see_their_own_and_leave_nothing(
         visitor.here()
         visitor.upload(path)
         visitor.prompts("a cat", "a dog")
-        visitor.edited(lambda visitor=visitor: visitor.click("#edit"))
+        visitor.edited(partial(visitor.click, "#edit"))
         assert len(visitor.all("#history .grid-container img")) == 1
     mine, theirs = second.files(), [x.get_attribute("src") for x in second.all("#photo img")]
     assert set(mine) == {"other-edit.png", "other-edit.json"}

@@ -67,7 +67,7 @@ def test_only_the_first_guided_edit_within_a_mask_compiles(studio: Studio, photo
         {"layout": 0.5, "bound": 0.3},
         {"details": 2.0},
     ):
-        studio.edit(noise, Settings(("a dog", "two dogs"), **changes))  # type: ignore[arg-type]
+        studio.edit(noise, Settings(("a dog", "two dogs"), **changes))
     assert compiled(studio) == before
     guided = Settings(("a dog",), layout=1.0, where=FOUND)
     studio.edit(noise, guided)

@@ -59,7 +59,6 @@ class Visitor:
             if value := true():
                 return value
             time.sleep(0.05)
-        self.driver.save_screenshot("/tmp/page.png")
         raise AssertionError(f"{what} did not come")
 
     def all(self, css: str) -> list[WebElement]:
