@@ -6,10 +6,14 @@ PIP_INSTALL := $(RUN) -m pip install --quiet --no-input --no-compile
 # Without a GPU the CPU build of torch is enough, and gigabytes smaller than the default one.
 TORCH := $(if $(shell command -v nvidia-smi),,torch==2.13.0)
 
-.PHONY: demo test lint slow fuzz conformance bench wheels clean
+.PHONY: demo studio test lint slow fuzz conformance bench wheels clean
 
 demo: $(VENV)/.runtime
 	$(RUN) -m ie_jax.evaluation.demo --output demo.png
+
+studio: $(VENV)/.runtime
+	$(PIP_INSTALL) --editable '.[studio]'
+	$(RUN) -m ie_jax.studio
 
 test: lint
 	$(RUN) -m pytest

@@ -311,6 +311,29 @@ def options(parser: Parser, argv: Sequence[str]) -> dict[str, Any]:
     return {name: unwrapped(value) for name, value in vars(known).items()}
 
 
+def options_of(config: Any, prefix: str = "") -> list[str]:
+    """The words of a command line that give this config: where it differs from its defaults."""
+    given: list[str] = []
+    for field in dataclasses.fields(config):
+        name, value = prefix + field.name, getattr(config, field.name)
+        option = f"--{name.replace('_', '-')}"
+        if dataclasses.is_dataclass(value):
+            given += options_of(value, f"{name}.")
+        elif value == getattr(type(config)(), field.name):
+            continue
+        elif isinstance(value, bool):
+            given.append(option if value else option.replace("--", "--no-", 1))
+        else:
+            given += [option, *map(word, value if isinstance(value, tuple) else [value])]
+    return given
+
+
+def word(value: Any) -> str:
+    """A value as `options` reads it: texts as they are, others in JSON, which is YAML."""
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+    return plain if isinstance(plain, str) else json.dumps(plain)
+
+
 def unwrapped(value: Any) -> Any:
     """A list or null that is all that a list holds."""
     match value:

@@ -14,7 +14,7 @@ class Stages:
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.seconds: dict[str, float] = {}
-        """How long each stage took."""
+        """How long each stage took, all its times together."""
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -33,10 +33,11 @@ class Stages:
             done.set()
             if live:
                 clock.join()
-            self.seconds[name] = time.perf_counter() - start
+            taken = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + taken
             if not self.quiet:
                 end = "\r" if live else ""
-                print(f"{end}{name}: {self.seconds[name]:.1f} s", file=sys.stderr, flush=True)
+                print(f"{end}{name}: {taken:.1f} s", file=sys.stderr, flush=True)
 
     def before_the_bar(self, name: str) -> AbstractContextManager[None]:
         """A stage, where it comes before a bar of progress: loading or compiling."""

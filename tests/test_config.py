@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ie_jax.config import build, parse, read_yaml
+from ie_jax.config import build, options_of, parse, read_yaml
 from ie_jax.diffusion.schedule import GUIDANCE
 from ie_jax.editing.command import EditRequest
 from ie_jax.editing.config import EditConfig, GuiderConfig, RescalingConfig
@@ -438,3 +438,19 @@ def test_valid_configs_survive_yaml_and_the_record_of_a_run(values: dict[str, An
     config = build(EditConfig, values, "c.yaml")
     assert build(EditConfig, yaml.safe_load(yaml.safe_dump(values)), "c.yaml") == config
     assert build(EditConfig, json.loads(json.dumps(asdict(config))), "edit.json") == config
+
+
+@settings(max_examples=20)
+@given(values=configs())
+def test_valid_configs_survive_the_command_line(values: dict[str, Any]) -> None:
+    config = build(EditConfig, values, "c.yaml")
+    words = options_of(config)
+    # argparse takes these for options.
+    assume(not any(x.startswith("-") and not x.startswith("--") for x in words))
+    assert parse(words, "", EditRequest, EditConfig)[1] == config
+
+
+def test_only_what_differs_from_the_defaults_is_an_option() -> None:
+    assert options_of(EditConfig()) == []
+    config = EditConfig(start_noise=False, seed=3, strength=(0.5, 1.0))
+    assert options_of(config) == ["--no-start-noise", "--strength", "0.5", "1.0", "--seed", "3"]

@@ -39,6 +39,10 @@ ALLOWED = {
         *("models", "weights", "diffusion", "config", "cli", "progress", "products", "data"),
         *("devices", "methods", "editing", "training"),
     },
+    "studio": {
+        *("models", "weights", "diffusion", "config", "cli", "progress", "data", "methods"),
+        *("editing", "evaluation"),
+    },
 }
 OPEN = {"errors", "files", "__version__"}
 

@@ -147,12 +147,13 @@ def edit_one(request: EditRequest, config: EditConfig, given: Sequence[str]) -> 
     pixels = preprocess(render(example.source), editor.size) if demo else editor.load(photo)
     mask = editor.load_mask(request.mask, request.image, pixels)
     inversion: Inversion | None = None
-    if targets and config.method != "ours":
+    result: EditResult | None = None
+    if config.method != "ours":
         result = editor.result(editor.apply(pixels, source, targets))
-    elif targets:
-        inversion, result = editor(pixels, source, targets, mask=mask)
     else:
-        inversion, result = editor.invert(pixels, source), None
+        inversion = editor.invert(pixels, source)
+        if targets:
+            result = editor.edit_each(inversion, targets, mask=mask)
     edits = [] if result is None else list(result.images[0])
     panels = [("source", pixels)]
     if inversion is not None and (want_panel or result is None):

@@ -358,6 +358,32 @@ class Editor:
         )
         return self.result(self.programs["edit"](self.weights, inversion, *arguments))
 
+    def edit_each(
+        self, inversion: Inversion, prompts: Sequence[str], strength: Any = None, **others: Any
+    ) -> EditResult:
+        """`edit`, one edit after the other: another number of them compiles nothing.
+
+        Args:
+            prompts: of the edits, the same for all pictures.
+            strength: of all edits. None: each of the config's for each prompt.
+            others: see `edit`.
+        """
+        amounts = self.config.strength if strength is None else (strength,)
+        made = [
+            self.edit(inversion, prompt, strength=amount, **others)
+            for prompt in prompts
+            for amount in amounts
+        ]
+        masks = [one.masks for one in made if one.masks is not None]
+        return EditResult(
+            np.concatenate([one.images for one in made], axis=1),
+            {
+                name: np.concatenate([one.diagnostics[name] for one in made], axis=2)
+                for name in made[0].diagnostics
+            },
+            np.concatenate(masks, axis=1) if masks else None,
+        )
+
     def __call__(
         self,
         images: Picture | Sequence[Picture],

@@ -3,10 +3,13 @@
 import difflib
 import html
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ie_jax.editing.config import EditConfig, GuiderConfig
+from ie_jax.config import options_of
+from ie_jax.data.masks import AUTO
+from ie_jax.editing.config import EditConfig, RescalingConfig
 from ie_jax.studio.work import FOUND, PAINTED, Photo, Settings, Studio
 
 MASK = "mask.png"
@@ -27,40 +30,34 @@ def differing(source: str, target: str) -> str:
     return " ".join(parts)
 
 
+def config_of(studio: Studio, photo: Photo, settings: Settings) -> EditConfig:
+    """The config under which `edit.py` makes the same."""
+    own: dict[str, Any] = {}
+    if settings.guidance not in ((), studio.guidance):
+        own["cfg_schedule"] = settings.guidance
+    if settings.guided:
+        weights = zip(studio.guiders, studio.scales(settings).tolist(), strict=True)
+        own["guiders"] = tuple(replace(guider, g_scale=tuple(row)) for guider, row in weights)
+        own["noise_rescaling_setup"] = RescalingConfig(init_setup=(0.0, settings.bound))
+    return replace(
+        studio.config,
+        seed=photo.seed,
+        strength=(float(settings.strength),),
+        **own,
+    )
+
+
 def command_line(studio: Studio, photo: Photo, settings: Settings) -> str:
     """The command that makes the same pictures of the same photo.
 
     A painted mask is the file `mask.png` that the page gives.
     """
-    config = studio.config
-    words: list[Any] = ["python", "edit.py", "--model", config.model]
-    if config.forward:
-        words += ["--forward", config.forward]
-    if config.backward:
-        words += ["--backward", config.backward]
-    words += ["--image", photo.path.name, "--source", photo.source, "--target", *settings.targets]
-    words += ["--seed", photo.seed]
-    if settings.strength != 1:
-        words += ["--strength", f"{settings.strength:g}"]
-    words += ["--cfg-schedule", *(f"{w:g}" for w in settings.guidance)]
-    if settings.guided:
-        guiders = zip(studio.guiders, studio.scales(settings).tolist(), strict=True)
-        words += ["--guiders", *(guider_option(guider, scales) for guider, scales in guiders)]
-        words += ["--noise-rescaling-setup.init-setup", "0", f"{settings.bound:g}"]
+    words = ["python", "edit.py", "--image", photo.path.name, "--source", photo.source]
+    words += ["--target", *settings.targets]
     if settings.where in (FOUND, PAINTED):
-        words += ["--mask", "auto" if settings.where == FOUND else MASK]
-        words += ["--mask-feather", f"{config.mask_feather:g}"]
-    for name in ("match_statistics", "start_noise"):
-        if (value := getattr(config, name)) != getattr(EditConfig(), name):
-            words += [f"--{name.replace('_', '-')}", str(value).lower()]
-    return shlex.join(str(word) for word in [*words, "--output", output_name(photo.path)])
-
-
-def guider_option(guider: GuiderConfig, scales: list[float]) -> str:
-    """A guider as an option of the command."""
-    kwargs = f", kwargs: {{block: {guider.kwargs.block}}}" if "features" in guider.name else ""
-    numbers = ", ".join(f"{x:g}" for x in scales)
-    return f"{{name: {guider.name}, g_scale: [{numbers}]{kwargs}}}"
+        words += ["--mask", AUTO if settings.where == FOUND else MASK]
+    words += options_of(config_of(studio, photo, settings))
+    return shlex.join([*words, "--output", output_name(photo.path)])
 
 
 def output_name(photo: Path) -> str:

@@ -13,11 +13,12 @@ import numpy as np
 
 from ie_jax.data.masks import AUTO
 from ie_jax.editing.config import EditConfig, GuiderConfig, RescalingConfig
-from ie_jax.editing.editor import Editor, schedule_of
+from ie_jax.editing.editor import Editor
 from ie_jax.errors import UserError
 from ie_jax.evaluation.world import GUIDERS as WORLD_GUIDERS
 from ie_jax.evaluation.world import RESCALING as WORLD_RESCALING
 from ie_jax.methods.inverse_and_edit import Inversion
+from ie_jax.progress import Stages
 from ie_jax.weights.facts import WORLD, Facts
 
 LAYOUT: Literal["self_attn_map_l2"] = "self_attn_map_l2"
@@ -90,6 +91,8 @@ class Studio:
             UserError: it cannot be had.
         """
         self.lock = threading.Lock()
+        self.waiting = 0
+        self.stages = Stages(quiet=not progress)
         self.plain = Editor.from_pretrained(
             config=replace(config, guiders=()),
             offline=offline,
@@ -104,21 +107,43 @@ class Studio:
 
     @contextmanager
     def announce(self, name: str) -> Iterator[None]:
-        """Tell the person whose request this is what is being done."""
-        if (tell := TELL.get()) is not None:
-            tell(f"{name} (once)" if name.startswith("compile") else name)
-        yield
+        """Tell what is being done, on the page and on the terminal."""
+        say(f"{name}, once" if name.startswith("compile") else name)
+        with self.stages.before_the_bar(name):
+            yield
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Have the model alone, before what is only prepared."""
+        if self.lock.locked():
+            say("wait: the model is being prepared")
+        self.waiting += 1
+        try:
+            with self.lock:
+                yield
+        finally:
+            self.waiting -= 1
 
     @property
     def guidance(self) -> tuple[float, ...]:
         """w of each step, as suits the model."""
-        schedule = schedule_of(self.config, self.facts, self.plain.models.architecture.betas)
-        return tuple(float(w) for w in np.asarray(schedule.guidance))
+        return tuple(map(float, self.config.cfg_schedule or self.facts.guidance))
 
     @property
     def bound(self) -> float:
         """Of the guiders' pull, as suits the model."""
         return float(self.guided.config.noise_rescaling_setup.bounds[1])
+
+    def load(self, path: Path) -> np.ndarray:
+        """A photo as the networks see it, uint8 (h, w, 3).
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        try:
+            return self.plain.load(path)
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), path.name)) from None
 
     def invert(self, path: Path, source: str, seed: int) -> Photo:
         """A photo to noise.
@@ -126,8 +151,8 @@ class Studio:
         Raises:
             UserError: it cannot be read, or the prompt is empty.
         """
-        pixels = self.plain.load(path)
-        with self.lock:
+        pixels = self.load(path)
+        with self.turn():
             inversion = self.plain.invert(pixels, source, seed)
         return Photo(path, source, seed, pixels, inversion)
 
@@ -137,26 +162,22 @@ class Studio:
         Raises:
             UserError: a prompt is empty, nothing is painted, or the networks gave NaN.
         """
-        start = time.perf_counter()
         editor = self.guided if settings.guided else self.plain
+        guided = {"scales": self.scales(settings), "bounds": (0.0, settings.bound)}
         mask = mask_of(settings)
-        results = []
-        with self.lock:
-            for target in settings.targets:
-                results.append(
-                    editor.edit(
-                        photo.inversion,
-                        target,
-                        guidance=settings.guidance or None,
-                        scales=self.scales(settings) if settings.guided else None,
-                        bounds=(0.0, settings.bound) if settings.guided else None,
-                        strength=settings.strength,
-                        mask=mask,
-                    )
-                )
-        seconds = time.perf_counter() - start
-        masks = [x.masks[0, 0] for x in results if x.masks is not None]
-        return Result([x.images[0, 0] for x in results], masks, seconds)
+        with self.turn():
+            start = time.perf_counter()
+            result = editor.edit_each(
+                photo.inversion,
+                settings.targets,
+                settings.strength,
+                guidance=settings.guidance or None,
+                mask=mask,
+                **(guided if settings.guided else {}),
+            )
+            seconds = time.perf_counter() - start
+        masks = [] if result.masks is None else list(result.masks[0])
+        return Result(list(result.images[0]), masks, seconds)
 
     def scales(self, settings: Settings) -> np.ndarray:
         """Weights of the guiders, (guiders, steps)."""
@@ -171,8 +192,16 @@ class Studio:
         with self.lock:
             inversion = self.plain.invert(pixels, "warm")
         for editor, mask in ((self.plain, None), (self.plain, AUTO), (self.guided, None)):
+            while self.waiting:
+                time.sleep(0.1)
             with self.lock:
                 editor.edit(inversion, "warm", strength=1.0, mask=mask)
+
+
+def say(line: str) -> None:
+    """Tell the person whose request is worked on what is being done."""
+    if (tell := TELL.get()) is not None:
+        tell(line)
 
 
 def guiders_of(

@@ -137,6 +137,21 @@ def test_one_call_is_inversion_and_edit(plain: Editor, inversion: Inversion) -> 
     assert distinct(result.images[0])
 
 
+def test_edits_one_after_the_other_are_those_of_one_call(
+    guided: Editor, pipeline: Pipeline
+) -> None:
+    inversion = guided.invert(picture(), SOURCE)
+    each = guided.edit_each(inversion, TARGETS[:2], mask="auto")
+    alone = [guided.edit(inversion, target, mask="auto") for target in TARGETS[:2]]
+    assert each.masks is not None and each.masks.shape == (1, 2, 16, 16)
+    for i, one in enumerate(alone):
+        np.testing.assert_array_equal(each.images[:, i : i + 1], one.images)
+        np.testing.assert_array_equal(each.masks[:, i : i + 1], one.masks)
+        assert one.diagnostics
+        for name, x in one.diagnostics.items():
+            np.testing.assert_array_equal(each.diagnostics[name][..., i : i + 1], x)
+
+
 def test_reconstruction_is_an_edit_without_change(plain: Editor, inversion: Inversion) -> None:
     edit = plain.edit(inversion, [SOURCE] * 3, guidance=0.0)
     for image in edit.images[0]:
