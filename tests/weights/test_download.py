@@ -7,13 +7,17 @@ import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from ie_jax.errors import UserError
 from ie_jax.weights import download
 from ie_jax.weights.download import fetch, home, verify
 from ie_jax.weights.formats import read_tensors
-from ie_jax.weights.published import HUB_CYCLE, HUB_SD15, PUBLISHED
+from ie_jax.weights.load import load_pipeline
+from ie_jax.weights.published import BASES, HUB_CYCLE, HUB_SD15, PUBLISHED
+from tests.weights.models import write_sdxl
 from tests.weights.server import (
     ARCHIVE_PATH,
     Server,
@@ -92,6 +96,30 @@ def test_fetches_all_files_of_every_source(server: Server, folder: Path) -> None
     asked = [request.path for request in server.gets() if request.path in server.files]
     assert sorted(asked) == sorted(server.files)
     assert leftovers(folder) == []
+
+
+def test_a_base_model_is_fetched_once_and_read_as_it_is(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, home = BASES["sdxl-turbo"], tmp_path / "home"
+    parts = write_sdxl(tmp_path / "upstream")
+    server.files = {
+        f"/stabilityai/sdxl-turbo/resolve/main/{file.name}": tmp_path / "upstream" / file.name
+        for file in source.hub_files
+    }
+    monkeypatch.setenv("IE_JAX_HOME", str(home))
+    pipeline = load_pipeline("sdxl-turbo", progress=False)
+    assert pipeline.facts == source.facts
+    for part, tree in parts.items():
+        jax.tree.map(np.testing.assert_array_equal, getattr(pipeline.weights, part), tree)
+    assert {x.dtype for x in jax.tree.leaves(pipeline.weights)} == {np.dtype(np.float16)}
+    asked = len(server.gets())
+    assert asked == len(source.hub_files)
+    load_pipeline("sdxl-turbo", offline=True, progress=False)
+    assert len(server.gets()) == asked and not (home / "converted").exists()
+    weights = home / "published" / "sdxl-turbo" / "vae/diffusion_pytorch_model.fp16.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert "has changed" in user_error(lambda: load_pipeline("sdxl-turbo", offline=True))
 
 
 def test_fetches_the_recorded_checkpoints(server: Server, folder: Path, tmp_path: Path) -> None:
