@@ -77,7 +77,8 @@ class EditConfig:
     model: str = "world"
     """world (comes along, trained on drawn scenes of 64 pixels), world-icd (the same before cycle
     fine-tuning), random (untrained, tiny), sd15, icd-sd15, icd-sd15-2, icd-sd15-3steps (published,
-    downloaded once), or a folder of upstream files; or a base model for methods that need no pair:
+    downloaded once), icd-sdxl, icd-sdxl-2, icd-sdxl-3steps (likewise), or a folder of upstream
+    files; or a base model for methods that need no pair:
     sdxl-turbo (published, downloaded once), or a diffusers folder of SD1.x or SDXL."""
     forward: str | None = None
     """A forward LoRA for any model: a path with a folder in it, as ./forward_lora.safetensors. Or
@@ -114,10 +115,10 @@ class EditConfig:
     """merge: add the LoRA to the base before the steps. low_rank: a path beside each layer, which
     holds no second copy of the weights."""
     size: int | None = None
-    """Pixels of the shorter side. None: as the model was trained (512 for SD1.5)."""
+    """Pixels of the shorter side. None: as the model was trained (512 for SD1.5, 1024 for SDXL)."""
     fit: Literal["crop", "aspect"] = "crop"
     """crop: centre crop to a square, as published. aspect: keep the aspect ratio, with sides
-    rounded to 64."""
+    rounded to 64; with SDXL the nearest of the shapes that it was trained on."""
     seed: int = 0
     """Of the noise at the start of inversion."""
     precision: Precision = field(default_factory=Precision)

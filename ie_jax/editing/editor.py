@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from ie_jax.data.images import load_image
+from ie_jax.data.images import Fit, load_image
 from ie_jax.data.masks import AUTO, load_mask
 from ie_jax.devices import local_mesh, over_devices, place, replicated
 from ie_jax.diffusion.schedule import BETAS, Schedule, make_schedule
@@ -223,6 +223,12 @@ class Editor:
         return cls(pipeline, config, announce, mesh)
 
     @property
+    def fit(self) -> Fit:
+        """How pictures are cut: SDXL knows aspect ratios of its own."""
+        buckets = self.config.fit == "aspect" and self.models.architecture.text_2
+        return "buckets" if buckets else self.config.fit
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The first text encoder's."""
         return self.tokenizers[0]
@@ -242,7 +248,7 @@ class Editor:
         Files are read, turned upright, cropped and resized; arrays must have a fitting size.
         """
         if isinstance(image, str | Path):
-            image = load_image(image, self.size, self.config.fit)
+            image = load_image(image, self.size, self.fit)
         pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
         if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
             raise UserError(
@@ -266,9 +272,7 @@ class Editor:
         if mask is None or mask == AUTO:
             return mask
         height, width, _ = pixels.shape
-        return load_mask(
-            Path(mask), Path(photo) if photo else None, (height, width), self.config.fit
-        )
+        return load_mask(Path(mask), Path(photo) if photo else None, (height, width), self.fit)
 
     def batch(self, images: Picture | Sequence[Picture]) -> np.ndarray:
         """One picture or several of one size as uint8 (b, height, width, 3)."""

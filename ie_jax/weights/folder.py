@@ -324,12 +324,14 @@ def convert_files(files: Files) -> tuple[Architecture, Weights]:
     def network(part: Part) -> Tree:
         return read_part(part, network_file(files.pipeline, part), arch)
 
+    second = network("text_encoder_2") if arch.text_2 else None
     weights = Weights(
         unet=unet,
         forward=read_lora(files.forward, unet),
         backward=read_lora(files.backward, unet),
         vae=network("vae"),
         text_encoder=network("text_encoder"),
+        text_encoder_2=second,
     )
     return arch, weights
 

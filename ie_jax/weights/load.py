@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from ie_jax.errors import UserError
 from ie_jax.files import folder_appearing_whole, sha256
+from ie_jax.models.networks import Architecture
 from ie_jax.weights.convert import flatten, unflatten
 from ie_jax.weights.download import fetch, fetch_files, home, verify
 from ie_jax.weights.embedded import EMBEDDED, check_sums, embedded_files
@@ -29,8 +30,7 @@ from ie_jax.weights.folder import (
 )
 from ie_jax.weights.formats import read_json, read_metadata
 from ie_jax.weights.layout import (
-    CONFIGS,
-    NETWORKS,
+    contents,
     find_files,
     is_base,
     lacks_tokenizer,
@@ -156,7 +156,12 @@ def model_folder(model: str) -> Path:
 
 def with_facts(pipeline: Pipeline, files: Files) -> Pipeline:
     """A pipeline with what its files tell."""
-    return replace(pipeline, facts=facts_of(files.forward, files.backward))
+    return replace(pipeline, facts=facts_of_pair(files))
+
+
+def facts_of_pair(files: Files) -> Facts:
+    """What a pair's files tell."""
+    return facts_of(files.forward, files.backward, len(contents(files.pipeline).tokenizers))
 
 
 def pair(forward: str | None, backward: str | None) -> list[tuple[str, str | None]]:
@@ -200,14 +205,14 @@ def facts_before_loading(
     forward, backward = (None if lora_file(x) else x for x in (forward, backward))
     if model in EMBEDDED:
         files = embedded_files(model, forward, backward)
-        facts = facts_of(files.forward, files.backward)
+        facts = facts_of_pair(files)
     elif model in PUBLISHED:
         facts = PUBLISHED[model].facts
     elif model == RANDOM:
         facts = UNTRAINED
     else:
         files = find_files(model_folder(model), forward=forward, backward=backward)
-        facts = facts_of(files.forward, files.backward)
+        facts = facts_of_pair(files)
     return with_own_forward(facts, own) if own else facts
 
 
@@ -232,8 +237,9 @@ def lora_file(name: str | None) -> Path | None:
 def cache_key(files: Files) -> str:
     """The `fingerprint` of all source files."""
     weights = (files.teacher, files.forward, files.backward)
-    configs = (files.pipeline / name for name in CONFIGS.values())
-    networks = (network_file(files.pipeline, part) for part in NETWORKS)
+    held = contents(files.pipeline)
+    configs = (files.pipeline / name for name in held.configs.values())
+    networks = (network_file(files.pipeline, part) for part in held.networks)
     return fingerprint([*weights, *configs, *networks, *tokenizer_files(files.pipeline)])
 
 
@@ -275,12 +281,18 @@ def converted(files: Files, check: Callable[[], object] = lambda: None) -> Pipel
         with folder_appearing_whole(folder) as new:
             save_file(flat, new / "weights.safetensors")
             (new / "configs.json").write_text(json.dumps(configs), encoding="utf-8")
-            (new / "tokenizer").mkdir()
             for path in tokenizer_files(files.pipeline):
-                shutil.copy(path, new / "tokenizer" / path.name)
+                (new / path.parent.name).mkdir(exist_ok=True)
+                shutil.copy(path, new / path.parent.name / path.name)
             (new / SUMS).write_text(json.dumps(sums_of(new)), encoding="utf-8")
     forget_oldest(folder.parent, keep=KEPT)
-    return Pipeline(arch, weights, folder / "tokenizer")
+    return cached_pipeline(folder, arch, weights)
+
+
+def cached_pipeline(folder: Path, arch: Architecture, weights: Weights) -> Pipeline:
+    """A pipeline whose tokenizers are in the cache."""
+    second = folder / "tokenizer_2" if arch.text_2 else None
+    return Pipeline(arch, weights, folder / "tokenizer", tokenizer_2=second)
 
 
 def sums_of(folder: Path) -> dict[str, str]:
@@ -298,9 +310,10 @@ def read_cache(folder: Path) -> Pipeline:
         raise ValueError(f"{folder} has changed")
     arch = architecture(read_json(folder / "configs.json"), str(folder))
     weights = Weights(**unflatten(load_file(folder / "weights.safetensors")))
-    if lacks_tokenizer(folder / "tokenizer"):
+    pipeline = cached_pipeline(folder, arch, weights)
+    if any(map(lacks_tokenizer, pipeline.tokenizers)):
         raise FileNotFoundError(folder / "tokenizer")
-    return Pipeline(arch, weights, folder / "tokenizer")
+    return pipeline
 
 
 def forget_oldest(folder: Path, keep: int) -> None:

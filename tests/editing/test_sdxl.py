@@ -12,17 +12,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ie_jax.data.images import load_image
 from ie_jax.editing.command import edit
-from ie_jax.editing.config import EditConfig
+from ie_jax.editing.config import EditConfig, GuiderConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.errors import UserError
 from ie_jax.methods.table import METHODS, MethodConfig, settled
 from ie_jax.models.execution import Precision
+from ie_jax.models.unet import Conditions
 from ie_jax.weights.folder import base_pipeline
-from ie_jax.weights.load import facts_before_loading
+from ie_jax.weights.load import facts_before_loading, load_pipeline
 from ie_jax.weights.untrained import RANDOM_CONFIGS
 from tests.tiny import SMALLEST, SMALLEST_SDXL
-from tests.weights.models import SDXL, write_sdxl
+from tests.weights.models import SDXL, write_sdxl, write_sdxl_pair
 
 PROMPTS = ("--source", "a cat", "--target", "a dog")
 FEW = [name for name, method in METHODS.items() if method.needs == "few steps"]
@@ -102,6 +104,73 @@ def test_a_prompt_is_tokens_of_both_and_a_whole_picture(turbo: Path) -> None:
     # In float16 its autoencoder would overflow.
     assert editor.models.vae_precision == Precision()
     assert editor.weights.vae["decoder"]["conv_in"]["kernel"].dtype == jnp.float32
+
+
+# --- iCD-SDXL ---
+
+
+@pytest.fixture(scope="module")
+def pair(turbo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest iCD-SDXL."""
+    folder = tmp_path_factory.mktemp("pair")
+    write_sdxl_pair(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def guided(pair: Path) -> Editor:
+    guiders = (GuiderConfig("self_attn_map_l2", 20.0),)
+    config = EditConfig(str(pair), guiders=guiders, match_statistics=False)
+    return Editor(load_pipeline(str(pair)), config)
+
+
+def test_an_inversion_is_edited_many_times(guided: Editor) -> None:
+    """By one call for two pictures and two prompts each, guided by our method."""
+    assert guided.schedule.guidance.tolist() == [0, 7, 7, 7]
+    assert guided.schedule.forward_t.tolist() == [19, 249, 499, 699]
+    images = np.random.default_rng(2).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    inversion = guided.invert(images, ["a cat", "a red house"])
+    assert isinstance(inversion.context, Conditions)
+    assert inversion.context.pooled.shape == (2, 12)
+    prompts = [["a dog", "a cat"], ["a blue house", "a tree"]]
+    both = guided.edit(inversion, prompts)
+    assert both.images.shape == (2, 2, 16, 16, 3)
+    assert all(np.isfinite(x).all() for x in both.diagnostics.values())
+    assert both.diagnostics["gradient_norm"].shape == (4, 2, 2)
+    plain = guided.edit(inversion, prompts, scales=np.zeros((1, 4)))
+    assert np.abs(both.images.astype(int) - plain.images).mean() > 0.1  # the guiders count
+    again = guided.edit(inversion, [prompts[0][::-1], prompts[1][::-1]])
+    difference = np.abs(again.images[:, ::-1].astype(int) - both.images)
+    assert difference.max() <= 2
+    # Without any of an edit its source comes back.
+    none = guided.edit(inversion, prompts, strength=0.0, scales=np.zeros((1, 4)))
+    assert np.abs(none.images[:, 0].astype(int) - guided.reconstruct(inversion)).max() <= 2
+
+
+def test_masks_and_strengths(pair: Path, run: Callable[..., Any]) -> None:
+    strengths = ("--strength", "0.5", "1", "--mask", "mask.png", "--mask-feather", "0")
+    white = np.zeros((20, 16), bool)
+    white[6:12] = True
+    Image.fromarray(white).save("mask.png")
+    record = run("--model", str(pair), *strengths)
+    assert record["network_calls"] == 8
+    source = load_image("photo.png", 16)
+    for name in ("out-1.png", "out-2.png"):
+        with Image.open(name) as result:
+            pixels = np.asarray(result)
+        np.testing.assert_array_equal(pixels[12:], source[12:])
+        assert np.abs(pixels[6:8].astype(int) - source[6:8]).mean() > 1
+
+
+def test_aspect_ratios_are_those_of_training(guided: Editor, tmp_path: Path) -> None:
+    Image.new("RGB", (300, 200)).save(tmp_path / "wide.png")
+    wide = guided.variant(fit="aspect", size=1024)
+    assert wide.load(tmp_path / "wide.png").shape == (832, 1216, 3)
+
+
+@pytest.mark.slow
+def test_icd_by_its_own_method(pair: Path, run: Callable[..., Any]) -> None:
+    assert run("--model", str(pair), "--method", "icd")["network_calls"] == 12
 
 
 # --- what a model cannot do, known before its weights are read ---
