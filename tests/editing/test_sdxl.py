@@ -119,7 +119,7 @@ def pair(turbo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def guided(pair: Path) -> Editor:
-    guiders = (GuiderConfig("self_attn_map_l2", 20.0),)
+    guiders = (GuiderConfig("self_attn_map_l2", 2e7),)
     config = EditConfig(str(pair), guiders=guiders, match_statistics=False)
     return Editor(load_pipeline(str(pair)), config)
 
