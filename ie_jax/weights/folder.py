@@ -33,7 +33,7 @@ from ie_jax.weights.layout import (
 )
 from ie_jax.weights.lora_files import read_lora, write_lora
 from ie_jax.weights.names import TEXT_ENCODER, UNET, VAE
-from ie_jax.weights.original import part_of
+from ie_jax.weights.original import PREFIXES, part_of
 from ie_jax.weights.published import Files
 
 Tree = Any
@@ -213,7 +213,7 @@ def read_part(part: Part, path: Path, arch: Architecture, number: Any = np.float
         raise UserError(f"{path} is missing: {WRITTEN_BY[part]} writes it")
     if part not in TABLES:
         return read_lora(path, shapes(part, arch))
-    tensors = unprefixed(part_of(read_tensors(path), part, str(path)))
+    tensors = unprefixed(part_of(read_tensors(path, PREFIXES[part]), part, str(path)))
     return convert(tensors, TABLES[part], shapes(part, arch), str(path), number)
 
 

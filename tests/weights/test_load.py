@@ -57,9 +57,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The weight files that were read from then on."""
     paths: list[Path] = []
 
-    def read(path: Path) -> dict[str, np.ndarray]:
+    def read(path: Path, *prefixes: Any) -> dict[str, np.ndarray]:
         paths.append(path)
-        return original(path)
+        return original(path, *prefixes)
 
     original = model_folder.read_tensors
     for module in (model_folder, lora_files):
