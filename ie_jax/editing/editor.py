@@ -36,9 +36,9 @@ from ie_jax.methods.inverse_and_edit import (
 )
 from ie_jax.methods.masks import Mask
 from ie_jax.methods.table import METHODS, check_method, numbers_of, settled, size_of
-from ie_jax.models.execution import Precision, dtype
+from ie_jax.models.execution import dtype
 from ie_jax.models.lora import round_to_fp16
-from ie_jax.models.networks import Tokens
+from ie_jax.models.networks import Tokens, vae_precision
 from ie_jax.models.tokenizer import Tokenizer
 from ie_jax.weights.facts import Facts
 from ie_jax.weights.folder import Pipeline, Weights
@@ -130,8 +130,7 @@ class Editor:
         """
         self.mesh = local_mesh(1) if mesh is None else mesh
         arch = pipeline.architecture
-        if arch.text_2:  # in float16 SDXL's autoencoder overflows
-            config = replace(config, vae_precision=Precision())
+        config = replace(config, vae_precision=vae_precision(arch, config.vae_precision))
         self.config, self.facts, self.announce = config, pipeline.facts, announce
         self.schedule = check_config(config, pipeline.facts, arch.betas)
         steps = self.schedule.steps

@@ -80,6 +80,11 @@ class Networks:
     low-rank path, which holds no second copy of the weights but computes more."""
 
 
+def vae_precision(architecture: Architecture, wanted: Precision) -> Precision:
+    """SDXL's autoencoder overflows in float16: it is float32, whatever is wanted."""
+    return Precision() if architecture.text_2 else wanted
+
+
 @partial(jax.jit, static_argnums=0)
 def apply_unet(
     unet: UNet, variables: Any, z: Latents, t: Array, w: Array | None, context: AnyContext
