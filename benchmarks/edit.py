@@ -143,6 +143,8 @@ def main(argv: Sequence[str]) -> None:
     options = parse(argv)
     device = harness.leave_accelerator()
     arch, _ = facts_of(options.model)  # converts where it must
+    if arch.text_2 and options.torch:
+        raise UserError(f"{options.model}: PyTorch's counterpart is of SD1.x: give --no-torch")
     size = options.size or arch.image_size
     dtype: DType = options.dtype or ("bfloat16" if device["platform"] == "gpu" else "float32")
     task, work = Task(options.model, size, dtype), edit_work(arch, size)

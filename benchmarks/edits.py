@@ -4,7 +4,7 @@ import gzip
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,7 +21,9 @@ from ie_jax.editing.editor import placed, schedule_of
 from ie_jax.methods.guidance import Strength
 from ie_jax.methods.guiders import make_guider
 from ie_jax.methods.inverse_and_edit import Models, edit_images
+from ie_jax.models.architecture import TextConfig
 from ie_jax.models.execution import DType, Execution, Precision
+from ie_jax.models.networks import Architecture, Tokens, vae_precision
 from ie_jax.weights.facts import Facts
 
 SCALES = ((0.0, 20000.0, 20000.0, 20000.0), (0.5,) * 4)
@@ -58,14 +60,24 @@ class Task:
     """A folder for traces and compiled programs."""
 
 
-def inputs_of(arch: Any, size: int, batch: int) -> tuple[np.ndarray, ...]:
+def inputs_of(arch: Architecture, size: int, batch: int) -> tuple[Any, ...]:
     """Random pictures, source and target tokens, and start noise."""
     rng = np.random.default_rng(0)
-    words = (batch, arch.text.max_position_embeddings)
     side = size // arch.vae.factor
+
+    def ids(config: TextConfig) -> np.ndarray:
+        words = (batch, config.max_position_embeddings)
+        return rng.integers(0, config.vocab_size, words, np.int32)
+
+    def tokens() -> Any:
+        if arch.text_2 is None:
+            return ids(arch.text)
+        whole = np.tile(np.array([size, size, 0, 0, size, size], np.float32), (batch, 1))
+        return Tokens(ids(arch.text), ids(arch.text_2), whole)  # type: ignore[arg-type]
+
     return (
         rng.integers(0, 256, (batch, size, size, 3), np.uint8),
-        *(rng.integers(0, arch.text.vocab_size, words, np.int32) for _ in range(2)),
+        *(tokens() for _ in range(2)),
         rng.standard_normal((batch, side, side, arch.vae.latent_channels), np.float32),
     )
 
@@ -87,16 +99,21 @@ class OurEdits:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        pipeline = pipeline_of(task.model)
+        pipeline = pipeline_of(task.model, param=task.dtype)
         self.arch = pipeline.architecture
         self.size = task.size or self.arch.image_size
         mesh = make_mesh(devices=jax.devices()[:1])
-        self.weights = placed(pipeline.weights, config_of(task, "plain"), mesh)
+        self.weights = placed(pipeline.weights, self.config(task, "plain"), mesh)
         self.programs: dict[Figure, tuple[Any, Any]] = {}
+
+    def config(self, task: Task, kind: str) -> EditConfig:
+        """`config_of`, as the networks have it."""
+        config = config_of(task, kind)
+        return replace(config, vae_precision=vae_precision(self.arch, config.vae_precision))
 
     def lower(self, figure: Figure) -> tuple[Any, Any]:
         """The program of an edit, not compiled, and its arguments."""
-        config = config_of(self.task, figure.kind)
+        config = self.config(self.task, figure.kind)
         models = Models(
             self.arch,
             config.precision,
@@ -110,7 +127,8 @@ class OurEdits:
         scales = np.reshape(config.scales(schedule.steps), (len(config.guiders), schedule.steps))
         bounds = map(jnp.float32, config.noise_rescaling_setup.bounds)
         strength = Strength(jnp.asarray(scales, jnp.float32), *bounds)
-        arguments = (pixels, source, target[:, None], noise, schedule, strength, jnp.float32(1))
+        target = jax.tree.map(lambda x: x[:, None], target)
+        arguments = (pixels, source, target, noise, schedule, strength, jnp.float32(1))
         arguments = (self.weights, *jax.tree.map(jnp.asarray, arguments))
         return jax.jit(partial(edit_images, models)).lower(*arguments), arguments
 

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.random_weights import GUIDANCE_FEATURES, SCHEDULER, SIZES
+from benchmarks.random_weights import GUIDANCE_FEATURES, SCHEDULER, SIZES, TEXT, UNET
 from ie_jax.errors import UserError
-from ie_jax.models.execution import DType, dtype
+from ie_jax.models.execution import DType, Precision, dtype
 from ie_jax.models.lora import lora_shapes
 from ie_jax.models.lpips import WIDTHS
-from ie_jax.models.networks import Architecture
+from ie_jax.models.networks import Architecture, vae_precision
 from ie_jax.models.shapes import draw, text_encoder_shapes, unet_shapes, vae_shapes
 from ie_jax.training.recipe import NARROW
 from ie_jax.weights.folder import Pipeline, Weights, architecture
@@ -21,26 +21,85 @@ from ie_jax.weights.load import RANDOM, load_pipeline
 
 RANK = 64
 LORA_STRENGTH = 0.05
+LEVELS = {
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+}
+KIND = {"architectures": ["CLIPTextModelWithProjection"], "hidden_act": "gelu"}
+SDXL: dict[str, dict[str, dict[str, Any]]] = {
+    "sdxl": {
+        "unet": UNET
+        | LEVELS
+        | {
+            "block_out_channels": [320, 640, 1280],
+            "attention_head_dim": [5, 10, 20],
+            "transformer_layers_per_block": [1, 2, 10],
+            "cross_attention_dim": 2048,
+            "norm_num_groups": 32,
+            "sample_size": 128,
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        "vae": SIZES["sd15"].vae | {"sample_size": 1024, "scaling_factor": 0.13025},
+        "text_encoder": SIZES["sd15"].text,
+        "text_encoder_2": TEXT
+        | KIND
+        | {
+            "hidden_size": 1280,
+            "intermediate_size": 5120,
+            "num_attention_heads": 20,
+            "num_hidden_layers": 32,
+            "projection_dim": 1280,
+            "vocab_size": 49408,
+        },
+    },
+    "sdxl-tiny": {
+        "unet": UNET
+        | LEVELS
+        | {
+            "block_out_channels": [16, 32, 32],
+            "attention_head_dim": [2, 4, 4],
+            "transformer_layers_per_block": [1, 2, 2],
+            "cross_attention_dim": 64,
+            "norm_num_groups": 4,
+            "sample_size": 16,
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 64,
+        },
+        "vae": SIZES["tiny"].vae | {"scaling_factor": 0.13025},
+        "text_encoder": SIZES["tiny"].text,
+        "text_encoder_2": SIZES["tiny"].text | KIND | {"projection_dim": 16},
+    },
+}
+"""Of SDXL's kind, by name."""
+NAMES = (*SIZES, *SDXL)
 
 
 def architecture_of(size: str) -> Architecture:
-    """The networks of `benchmarks.random_weights`, by name."""
-    configs = SIZES[size]
-    unet = configs.unet | {"time_cond_proj_dim": GUIDANCE_FEATURES}
-    parts = {"unet": unet, "vae": configs.vae, "text_encoder": configs.text, "scheduler": SCHEDULER}
-    return architecture(parts, size)
+    """The networks of one of `NAMES`."""
+    parts: dict[str, dict[str, Any]]
+    if size in SDXL:
+        parts = dict(SDXL[size])
+    else:
+        configs = SIZES[size]
+        parts = {"unet": configs.unet, "vae": configs.vae, "text_encoder": configs.text}
+    unet = parts["unet"] | {"time_cond_proj_dim": GUIDANCE_FEATURES}
+    return architecture(parts | {"unet": unet, "scheduler": SCHEDULER}, size)
 
 
 def weight_shapes(arch: Architecture, param: DType = "float32", rank: int = RANK) -> Weights:
     """All weights as shapes: networks in `param`, LoRA in float32, as the editor keeps them."""
 
-    def cast(tree: Any) -> Any:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype(param)), tree)
+    def cast(tree: Any, number: DType = param) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype(number)), tree)
 
     base = unet_shapes(arch.unet)
     lora = lora_shapes(base, rank)
-    vae, text_encoder = vae_shapes(arch.vae), text_encoder_shapes(arch.text)
-    return Weights(cast(base), lora, lora, cast(vae), cast(text_encoder))
+    vae = cast(vae_shapes(arch.vae), vae_precision(arch, Precision(param)).param)
+    second = cast(text_encoder_shapes(arch.text_2)) if arch.text_2 else None
+    return Weights(cast(base), lora, lora, vae, cast(text_encoder_shapes(arch.text)), second)
 
 
 def drawn_size(model: str) -> str | None:
@@ -50,13 +109,16 @@ def drawn_size(model: str) -> str | None:
         UserError: there is no such size.
     """
     size = model.removeprefix("random-")
-    if size != model and size not in SIZES:
-        raise UserError(f"--model {model}: the random ones are random-{', random-'.join(SIZES)}")
+    if size != model and size not in NAMES:
+        raise UserError(f"--model {model}: the random ones are random-{', random-'.join(NAMES)}")
     return None if size == model else size
 
 
-def pipeline_of(model: str, seed: int = 0) -> Pipeline:
+def pipeline_of(model: str, seed: int = 0, param: DType = "float32") -> Pipeline:
     """`random`, random-SIZE (drawn here, in no time and without files), or upstream files.
+
+    Args:
+        param: of the networks of random-SIZE, which are never held in another type.
 
     Raises:
         UserError: there is no such model.
@@ -68,10 +130,10 @@ def pipeline_of(model: str, seed: int = 0) -> Pipeline:
             return pipeline
     else:
         arch = architecture_of(size)
-        shapes = weight_shapes(arch)
-        parts = (shapes.unet, shapes.forward, shapes.backward, shapes.vae, shapes.text_encoder)
-        weights = Weights(*(draw(x, seed + i) for i, x in enumerate(parts)))
-        pipeline = Pipeline(arch, weights, Path())
+        shapes = weight_shapes(arch, param)
+        parts = {name: getattr(shapes, name) for name in Weights.__dataclass_fields__}
+        drawn = {name: x and draw(x, seed + i) for i, (name, x) in enumerate(parts.items())}
+        pipeline = Pipeline(arch, Weights(**drawn), Path())
     weights = pipeline.weights
     loras = {name: trained(getattr(weights, name), seed) for name in ("forward", "backward")}
     return replace(pipeline, weights=replace(weights, **loras))
@@ -102,4 +164,4 @@ def facts_of(model: str) -> tuple[Architecture, int]:
 
 def widths_of(model: str) -> Sequence[int]:
     """Of LPIPS: narrow beside a tiny model."""
-    return NARROW if model in (RANDOM, "random-tiny") else WIDTHS
+    return NARROW if model in (RANDOM, "random-tiny", "random-sdxl-tiny") else WIDTHS

@@ -11,7 +11,14 @@ from benchmarks.steps import argument_shapes, networks_of, parts_of, stage_of
 from ie_jax.devices import make_mesh
 from ie_jax.models.execution import Execution
 from ie_jax.models.networks import Architecture
-from ie_jax.models.shapes import array, integers, text_encoder_shapes, unet_shapes, vae_shapes
+from ie_jax.models.shapes import (
+    array,
+    context_shape,
+    integers,
+    text_encoder_shapes,
+    unet_shapes,
+    vae_shapes,
+)
 from ie_jax.models.text_encoder import TextEncoder
 from ie_jax.models.unet import UNet
 from ie_jax.models.vae import VAE
@@ -41,13 +48,17 @@ def edit_work(arch: Architecture, size: int) -> dict[str, float]:
             lambda params, *x: module.apply({"params": params}, *x, **options), params, *inputs
         )
 
-    z, context = array(1, side, side, arch.vae.latent_channels), arch.unet.cross_attention_dim
+    z = array(1, side, side, arch.vae.latent_channels)
     vae, vae_params = VAE(arch.vae, execution=PLAIN), vae_shapes(arch.vae)
     unet = cost(
         *(UNet(arch.unet, execution=PLAIN), unet_shapes(arch.unet)),
-        *(z, integers(1), array(1), array(1, tokens, context)),
+        *(z, integers(1), array(1), context_shape(arch.unet, tokens)),
     )
-    ends = 2 * cost(TextEncoder(arch.text), text_encoder_shapes(arch.text), integers(1, tokens))
+    ends = sum(
+        2 * cost(TextEncoder(text), text_encoder_shapes(text), integers(1, tokens))
+        for text in (arch.text, arch.text_2)
+        if text
+    )
     ends += cost(vae, vae_params, array(1, size, size, 3), method="encode")
     ends += cost(vae, vae_params, z, method="decode")
     return {"plain": ends + 2 * STEPS * unet, "guided": ends + 6 * STEPS * unet}

@@ -5,6 +5,8 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -19,9 +21,11 @@ from ie_jax.models.networks import Networks
 from ie_jax.training.stage import Stage, initial_state
 from ie_jax.training.stages.cycle import CycleConfig, Frozen, cycle_schedule, cycle_stage
 from ie_jax.training.step import make_step
+from ie_jax.weights.folder import base_pipeline
 from ie_jax.weights.untrained import random_pipeline
-from tests.tiny import shrink
+from tests.tiny import SMALLEST_SDXL, shrink
 from tests.training import toy
+from tests.weights.models import SDXL, write_sdxl
 
 MESHES = {"1": (1, 1), "4 x 2": (8, 2)}
 """Devices, and how many of them share a copy of the weights."""
@@ -98,16 +102,30 @@ def cycle_step(argv: Sequence[str]) -> None:
     print(json.dumps(compare(stage, weights.forward, frozen, batch, 50)))
 
 
-def edit_program(argv: Sequence[str]) -> None:
-    """How many collectives the compiled programs of a guided edit hold, of eight images, each in
-    the mask that is found."""
-    shrink()
-    guiders = (GuiderConfig("features_map_l2", 0.5, GuiderOptions("mid")),)
-    config = EditConfig("random", guiders=guiders)
-    editor = Editor(random_pipeline(), config, mesh=devices.local_mesh())
+def crossings(editor: Editor, mask: str | None = None) -> None:
+    """How many collectives its compiled programs hold for an edit of eight images."""
     pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
-    _, edit = editor.run(pixels, "a cat", "a dog", seed=range(8), mask="auto")
+    edit = editor.apply(pixels, "a cat", "a dog", seed=range(8), mask=mask)
     parts = len(edit.pixels.sharding.device_set)
     texts = [c.as_text() for x in editor.programs.values() for c in x.compiled.values()]
     counts = [len(COLLECTIVES.findall(text)) for text in texts]
     print(json.dumps({"devices": parts, "programs": len(texts), "collectives": sum(counts)}))
+
+
+def edit_program(argv: Sequence[str]) -> None:
+    """`crossings` of a guided edit of eight images, each in the mask that is found."""
+    shrink()
+    guiders = (GuiderConfig("features_map_l2", 0.5, GuiderOptions("mid")),)
+    config = EditConfig("random", guiders=guiders)
+    crossings(Editor(random_pipeline(), config, mesh=devices.local_mesh()), mask="auto")
+
+
+def turbo_program(argv: Sequence[str]) -> None:
+    """`crossings` of an edit of eight images by a model with two text encoders."""
+    shrink()
+    SDXL["unet"] |= SMALLEST_SDXL
+    with TemporaryDirectory() as folder:
+        write_sdxl(Path(folder))
+        pipeline = base_pipeline(Path(folder))
+        config = EditConfig(folder, method="turboedit")
+        crossings(Editor(pipeline, config, mesh=devices.local_mesh()))

@@ -37,8 +37,12 @@ def test_eight_devices_give_the_loss_and_the_gradient_of_one(program: Any, tmp_p
 
 
 @pytest.mark.long("a guided edit is compiled for eight devices")
-def test_nothing_crosses_devices_in_an_edit(tmp_path: Path) -> None:
-    report = told(eight_devices.edit_program, tmp_path)
+@pytest.mark.parametrize(
+    "program",
+    [eight_devices.edit_program, pytest.param(eight_devices.turbo_program, marks=pytest.mark.slow)],
+)
+def test_nothing_crosses_devices_in_an_edit(program: Any, tmp_path: Path) -> None:
+    report = told(program, tmp_path)
     assert report == {"devices": 8, "programs": 1, "collectives": 0}
 
 

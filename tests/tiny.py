@@ -20,6 +20,8 @@ SMALLEST: dict[str, dict[str, Any]] = {
     },
 }
 """What makes `random` the smallest: latents as large as images, 16 pixels."""
+SMALLEST_SDXL = SMALLEST["unet"] | {"attention_head_dim": [2], "transformer_layers_per_block": [2]}
+"""The same of the UNet of `weights.models.SDXL`."""
 RANDOM_MODEL = architecture(RANDOM_CONFIGS, "the random model")
 SMALLEST_MODEL = architecture(
     {part: config | SMALLEST.get(part, {}) for part, config in RANDOM_CONFIGS.items()},

@@ -19,6 +19,7 @@ from ie_jax.methods import gnri, renoise, turbo, turboedit
 from ie_jax.models.execution import Execution, Precision
 from ie_jax.models.networks import (
     Networks,
+    Tokens,
     apply_text_encoder,
     encode_two,
     one_denoiser,
@@ -51,7 +52,9 @@ class Turbo:
 
     def conditions(self, prompts: Sequence[str], sizes: Any) -> Conditions:
         """Prompts, of images of these sizes, (b, 6)."""
-        found: Conditions = encode(self.networks, self.texts, self.ids(prompts), sizes)
+        first, second = self.ids(prompts)
+        tokens = Tokens(first, second, sizes)  # type: ignore[arg-type]
+        found: Conditions = encode(self.networks, self.texts, tokens)
         return found
 
     def prompt(self, prompt: str, pixels: int) -> Conditions:

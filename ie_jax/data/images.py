@@ -1,6 +1,7 @@
 """Pictures as the models take them: a file or its bytes to an upright uint8 RGB array (h, w, 3)."""
 
 import io
+import math
 import os
 import re
 import warnings
@@ -15,7 +16,7 @@ from ie_jax.data.png import without_texts
 from ie_jax.errors import UserError
 from ie_jax.files import read_bytes
 
-Fit = Literal["crop", "aspect"]
+Fit = Literal["crop", "aspect", "buckets"]
 
 MAX_PIXELS = 64_000_000
 """A larger picture file is refused from its header alone, before anything is decoded."""
@@ -30,6 +31,20 @@ MAX_SIDE = 2048
 """No side of a prepared picture exceeds this: attention maps grow with its fourth power."""
 
 SIDE_MULTIPLE = 64
+BUCKETS = (
+    *((512, long) for long in (2048, 1984, 1920, 1856)),
+    *((576, long) for long in (1792, 1728, 1664)),
+    *((640, long) for long in (1600, 1536)),
+    *((704, long) for long in (1472, 1408, 1344)),
+    *((768, long) for long in (1344, 1280)),
+    *((832, long) for long in (1216, 1152)),
+    *((896, long) for long in (1152, 1088)),
+    *((960, long) for long in (1088, 1024)),
+    (1024, 1024),
+)
+"""Shorter and longer side of the pictures that SDXL was trained on, either way up."""
+BUCKET = 1024
+"""The side of the square one."""
 """The autoencoder halves a picture three times and the UNet its latents three times more."""
 
 # Named one by one: Pillow also knows formats that start other programs (EPS) or that nobody sends.
@@ -72,6 +87,9 @@ def preprocess(image: np.ndarray, size: int, fit: Fit = "crop") -> np.ndarray:
     nearest multiple of 64, at least 64. Nothing is stretched: the picture is scaled to cover that
     shape, and what hangs over on one axis, at most 32 pixels, is cut half at each end.
 
+    "buckets": of the shapes that SDXL was trained on, that of the nearest ratio of sides, scaled so
+    that the square one has sides of `size`, and rounded to 32.
+
     Raises UserError if the array is not a picture or a side of the result would not be in
     1..`MAX_SIDE`.
     """
@@ -96,7 +114,9 @@ def preprocess(image: np.ndarray, size: int, fit: Fit = "crop") -> np.ndarray:
                     f"a picture of {width}x{height} would become {shape[0]}x{shape[1]}, with a "
                     f"side over {MAX_SIDE}; cut it first, or use a smaller size or fit=crop"
                 )
-            return np.array(ImageOps.fit(Image.fromarray(image), shape))
+            return fitted(image, shape)
+        case "buckets":
+            return fitted(image, bucket(width, height, size))
         case _:
             raise UserError(f"fit must be crop or aspect, not {fit!r}")
 
@@ -195,6 +215,28 @@ def require_rgb(image: np.ndarray) -> None:
         raise UserError(
             f"a picture must be uint8 of shape (h, w, 3), not {image.dtype} of shape {image.shape}"
         )
+
+
+def fitted(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A picture scaled to cover so many pixels, width and height, and cut half at each end."""
+    return np.array(ImageOps.fit(Image.fromarray(image), shape))
+
+
+def bucket(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height by `BUCKETS` for a picture of this shape.
+
+    Raises:
+        UserError: a side would be over `MAX_SIDE`.
+    """
+    ratio = max(width, height) / min(width, height)
+    nearest = min(BUCKETS, key=lambda sides: abs(math.log(sides[1] / sides[0] / ratio)))
+    short, long = (max(1, round(side * size / BUCKET / 32)) * 32 for side in nearest)
+    if long > MAX_SIDE:
+        raise UserError(
+            f"a picture of {width}x{height} would become {short}x{long}, with a side over "
+            f"{MAX_SIDE}; use a smaller size or fit=crop"
+        )
+    return (long, short) if width > height else (short, long)
 
 
 def _nearest_multiple(length: float) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ie_jax.data.images import Fit, preprocess, read_rgb
+from ie_jax.data.images import Fit, fitted, preprocess, read_rgb
 from ie_jax.errors import UserError
 
 AUTO = "auto"
@@ -37,7 +37,8 @@ def load_mask(path: Path, photo: Path | None, shape: tuple[int, int], fit: Fit) 
                 f"{path}: is {own_width}x{own_height}, the photo {width}x{height}: a mask must "
                 "have the photo's shape"
             )
-        mask = preprocess(mask, min(shape), fit)
+        buckets = fit == "buckets"  # which may share their shorter side
+        mask = fitted(mask, (shape[1], shape[0])) if buckets else preprocess(mask, min(shape), fit)
     white = np.asarray(Image.fromarray(mask).convert("L")) >= WHITE
     if white.all() or not white.any():
         colour = "white" if white.all() else "black"

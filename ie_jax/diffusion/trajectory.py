@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ie_jax.diffusion.consistency import Latents, add_noise, consistency_step
 from ie_jax.diffusion.schedule import Schedule
-from ie_jax.models.networks import Context, Network
+from ie_jax.models.networks import Network
+from ie_jax.models.unet import AnyContext
 
 Denoiser = Callable[[Latents, Int[Array, " b"], Float[Array, " b"]], Latents]
 """(z_t, t, w) -> eps, with weights and text already given."""
@@ -21,7 +22,7 @@ AnyDenoiser = Callable[[Int[Array, ""], Latents, Int[Array, " b"], Float[Array, 
 """(model, z_t, t, w) -> eps of one of several models, by its number."""
 
 
-def with_text(network: Network, context: Context) -> Denoiser:
+def with_text(network: Network, context: AnyContext) -> Denoiser:
     """A denoiser for one text."""
     return lambda z, t, w: network(z, t, w, context)[0]
 

@@ -8,17 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, UInt32
 
 from ie_jax.devices import BATCH, LATER, WHOLE
 from ie_jax.diffusion.schedule import Schedule
 from ie_jax.editing.config import EditConfig
 from ie_jax.methods import infedit, prompts
 from ie_jax.methods.inverse_and_edit import Edit as Result
-from ie_jax.methods.inverse_and_edit import encode_image, finish
+from ie_jax.methods.inverse_and_edit import contexts, encode_image, finish, leading
 from ie_jax.methods.prompt_to_prompt import Edits
 from ie_jax.methods.table import Edit, Numbers, Request, Size, settled
-from ie_jax.models.networks import Context, Networks, encode_text
+from ie_jax.models.networks import Networks, Prompts
 from ie_jax.models.pixels import Pixels
 from ie_jax.models.tokenizer import Tokenizer
 from ie_jax.weights.folder import Weights
@@ -30,11 +30,6 @@ METHOD_PLACES: Any = (
     Result(BATCH, BATCH, LATER, None),
 )
 """Where the images are in arguments and result of `edit_by`."""
-
-
-def embedding(networks: Networks, weights: Weights, ids: Int[Array, "b n"]) -> Context:
-    """What the text encoder makes of prompts."""
-    return encode_text(networks, weights.text_encoder, ids)
 
 
 class Words:
@@ -86,9 +81,9 @@ def edit_by(
     networks: Networks,
     weights: Weights,
     pixels: Pixels,
-    source_ids: Int[Array, "b l"],
-    target_ids: Int[Array, "b e l"],
-    empty_ids: Int[Array, "1 l"],
+    sources: Prompts,
+    targets: Prompts,
+    nothing: Prompts,
     keys: UInt32[Array, "b 2"],
     schedule: Schedule,
     edits: Edits,
@@ -101,11 +96,12 @@ def edit_by(
     """b images edited e times each, as one program.
 
     Args:
+        sources, targets, nothing: tokens (b, ...), (b, e, ...), and of the empty prompt (1, ...).
         keys: data of the images' keys.
         edits: leaves (b, e, ...).
         match: 1 to give results the source's brightness and contrast.
     """
-    b, e = target_ids.shape[:2]
+    b, e = leading(targets, 2)
 
     def each(x: Any) -> Any:
         """For every edit of an image."""
@@ -114,18 +110,16 @@ def edit_by(
     def flat(x: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.reshape(b * e, *leaf.shape[2:]), x)
 
-    source = encode_text(networks, weights.text_encoder, source_ids)
-    target = encode_text(networks, weights.text_encoder, target_ids)
-    empty = encode_text(networks, weights.text_encoder, empty_ids)
+    empty = contexts(networks, weights, nothing)
     rows = flat(edits)
     z, own = encode_image(networks, weights, pixels), jax.random.wrap_key_data(keys)
     request = Request(
         z=each(z),
         noise=each(jax.vmap(lambda key: jax.random.normal(key, z.shape[1:]))(own)),
         keys=each(jax.vmap(partial(jax.random.fold_in, data=1))(own)),
-        source=each(source),
-        target=flat(target),
-        empty=jnp.broadcast_to(empty, (b * e, *empty.shape[1:])),
+        source=each(contexts(networks, weights, sources)),
+        target=flat(contexts(networks, weights, targets)),
+        empty=jax.tree.map(lambda x: jnp.broadcast_to(x, (b * e, *x.shape[1:])), empty),
         edits=replace(rows, cross=jnp.moveaxis(rows.cross, 1, 0), self_steps=rows.self_steps[0]),
         schedule=schedule,
         numbers=numbers,

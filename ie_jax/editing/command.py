@@ -19,7 +19,7 @@ from ie_jax.data.panels import side_by_side
 from ie_jax.data.world import caption, draw_edit, draw_scene, render
 from ie_jax.devices import batch_size, join, local_mesh, part
 from ie_jax.editing.config import EditConfig
-from ie_jax.editing.editor import Editor, EditResult, schedule_of
+from ie_jax.editing.editor import Editor, EditResult, check_config
 from ie_jax.editing.images import (
     check_place,
     check_writable,
@@ -255,7 +255,7 @@ def check_model(config: EditConfig) -> Facts:
         UserError: the config does not fit it.
     """
     facts = facts_before_loading(config.model, config.forward, config.backward)
-    schedule_of(config, facts)
+    check_config(config, facts)
     return facts
 
 

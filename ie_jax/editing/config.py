@@ -77,12 +77,14 @@ class EditConfig:
     model: str = "world"
     """world (comes along, trained on drawn scenes of 64 pixels), world-icd (the same before cycle
     fine-tuning), random (untrained, tiny), sd15, icd-sd15, icd-sd15-2, icd-sd15-3steps (published,
-    downloaded once), or a folder of upstream files."""
+    downloaded once), icd-sdxl, icd-sdxl-2, icd-sdxl-3steps (likewise), or a folder of upstream
+    files; or a base model for methods that need no pair:
+    sdxl-turbo (published, downloaded once), or a diffusers folder of SD1.x or SDXL."""
     forward: str | None = None
     """A forward LoRA for any model: a path with a folder in it, as ./forward_lora.safetensors. Or
-    its file name in a model's folder that holds several."""
+    its file name in a model's folder that holds several. A base model takes none."""
     backward: str | None = None
-    """The backward LoRA, likewise."""
+    """The backward LoRA, likewise; for a base model one that lets it make pictures in few steps."""
     method: Literal["ours"] | Name = "ours"
     """ours, or another of docs/methods.md, whose settings are below `baseline`."""
     baseline: MethodConfig = field(default_factory=MethodConfig)
@@ -113,16 +115,16 @@ class EditConfig:
     """merge: add the LoRA to the base before the steps. low_rank: a path beside each layer, which
     holds no second copy of the weights."""
     size: int | None = None
-    """Pixels of the shorter side. None: as the model was trained (512 for SD1.5)."""
+    """Pixels of the shorter side. None: as the model was trained (512 for SD1.5, 1024 for SDXL)."""
     fit: Literal["crop", "aspect"] = "crop"
     """crop: centre crop to a square, as published. aspect: keep the aspect ratio, with sides
-    rounded to 64."""
+    rounded to 64; with SDXL the nearest of the shapes that it was trained on."""
     seed: int = 0
     """Of the noise at the start of inversion."""
     precision: Precision = field(default_factory=Precision)
     """Number types of UNet and text encoder."""
     vae_precision: Precision = field(default_factory=Precision)
-    """Number types of the autoencoder."""
+    """Number types of the autoencoder; SDXL's is float32 whatever stands here."""
     execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:

@@ -13,12 +13,12 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from ie_jax.data.images import load_image
+from ie_jax.data.images import Fit, load_image
 from ie_jax.data.masks import AUTO, load_mask
 from ie_jax.devices import local_mesh, over_devices, place, replicated
 from ie_jax.diffusion.schedule import BETAS, Schedule, make_schedule
 from ie_jax.editing.arguments import in_one_shape, mask_of, one_each, prompt_rows
-from ie_jax.editing.by_method import METHOD_PLACES, Words, edit_by, embedding
+from ie_jax.editing.by_method import METHOD_PLACES, Words, edit_by
 from ie_jax.editing.config import EditConfig
 from ie_jax.errors import UserError
 from ie_jax.methods.guidance import StepRecord, Strength
@@ -27,6 +27,7 @@ from ie_jax.methods.inverse_and_edit import (
     Edit,
     Inversion,
     Models,
+    contexts,
     edit_images,
     edit_inversion,
     invert_images,
@@ -34,9 +35,10 @@ from ie_jax.methods.inverse_and_edit import (
     reconstruct,
 )
 from ie_jax.methods.masks import Mask
-from ie_jax.methods.table import METHODS, numbers_of, settled, size_of
+from ie_jax.methods.table import METHODS, check_method, numbers_of, settled, size_of
 from ie_jax.models.execution import dtype
 from ie_jax.models.lora import round_to_fp16
+from ie_jax.models.networks import Tokens, vae_precision
 from ie_jax.models.tokenizer import Tokenizer
 from ie_jax.weights.facts import Facts
 from ie_jax.weights.folder import Pipeline, Weights
@@ -128,8 +130,9 @@ class Editor:
         """
         self.mesh = local_mesh(1) if mesh is None else mesh
         arch = pipeline.architecture
+        config = replace(config, vae_precision=vae_precision(arch, config.vae_precision))
         self.config, self.facts, self.announce = config, pipeline.facts, announce
-        self.schedule = schedule_of(config, pipeline.facts, arch.betas)
+        self.schedule = check_config(config, pipeline.facts, arch.betas)
         steps = self.schedule.steps
         self.strength = Strength(
             jnp.asarray(np.reshape(config.scales(steps), (len(config.guiders), steps))),
@@ -149,7 +152,7 @@ class Editor:
         self.size = config.size or arch.image_size
         self.weights = placed(pipeline.weights, config, self.mesh) if weights is None else weights
         self.pipeline = replace(pipeline, weights=self.weights)
-        self.tokenizer = Tokenizer(pipeline.tokenizer)
+        self.tokenizers = [Tokenizer(folder) for folder in pipeline.tokenizers]
         self.programs = self.make_programs()
 
     def make_programs(self) -> dict[str, Program]:
@@ -177,7 +180,7 @@ class Editor:
             for name, at in where.items()
         }
         if config.method == "infedit":
-            programs["text"] = Program("text", partial(embedding, self.models), self.announce)
+            programs["text"] = Program("text", partial(contexts, self.models), self.announce)
         return programs
 
     def variant(self, **changes: Any) -> Self:
@@ -212,11 +215,22 @@ class Editor:
         use_compilation_cache()
         name = config.model if model is None else model
         config = replace(config, model=name)
-        # Refuses a schedule that does not fit before gigabytes are fetched.
-        schedule_of(config, facts_before_loading(name, config.forward, config.backward))
+        # Refuses what does not fit before gigabytes are fetched.
+        check_config(config, facts_before_loading(name, config.forward, config.backward))
         with announce(f"load {name}"):
             pipeline = load_pipeline(name, config.forward, config.backward, offline, progress)
         return cls(pipeline, config, announce, mesh)
+
+    @property
+    def fit(self) -> Fit:
+        """How pictures are cut: SDXL knows aspect ratios of its own."""
+        buckets = self.config.fit == "aspect" and self.models.architecture.text_2
+        return "buckets" if buckets else self.config.fit
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The first text encoder's."""
+        return self.tokenizers[0]
 
     @property
     def network_calls(self) -> int:
@@ -233,7 +247,7 @@ class Editor:
         Files are read, turned upright, cropped and resized; arrays must have a fitting size.
         """
         if isinstance(image, str | Path):
-            image = load_image(image, self.size, self.config.fit)
+            image = load_image(image, self.size, self.fit)
         pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
         if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
             raise UserError(
@@ -257,9 +271,7 @@ class Editor:
         if mask is None or mask == AUTO:
             return mask
         height, width, _ = pixels.shape
-        return load_mask(
-            Path(mask), Path(photo) if photo else None, (height, width), self.config.fit
-        )
+        return load_mask(Path(mask), Path(photo) if photo else None, (height, width), self.fit)
 
     def batch(self, images: Picture | Sequence[Picture]) -> np.ndarray:
         """One picture or several of one size as uint8 (b, height, width, 3)."""
@@ -290,9 +302,19 @@ class Editor:
         """One for each picture."""
         return np.broadcast_to(self.config.seed if seed is None else np.asarray(seed), b)
 
-    def ids(self, prompts: Sequence[str]) -> np.ndarray:
-        """Token ids of prompts."""
-        return self.tokenizer(prompts, self.models.architecture.text.max_position_embeddings)
+    def ids(self, prompts: Sequence[str], size: tuple[int, int] = (0, 0)) -> Any:
+        """Prompts as the text encoders take them: token ids; with SDXL those of either tokenizer,
+        and that a picture of this size (height, width) is whole."""
+        arch = self.models.architecture
+        configs = (arch.text, *([arch.text_2] if arch.text_2 else []))
+        first, *rest = (
+            tokenizer(prompts, config.max_position_embeddings)
+            for tokenizer, config in zip(self.tokenizers, configs, strict=True)
+        )
+        if not rest:
+            return first
+        whole = np.array([*size, 0, 0, *size], np.float32)
+        return Tokens(first, rest[0], np.tile(whole, (len(prompts), 1)))  # type: ignore[arg-type]
 
     def invert(
         self,
@@ -311,7 +333,7 @@ class Editor:
             UserError: pictures that cannot be used, or another number of prompts.
         """
         pixels = self.batch(images)
-        ids = self.ids(one_each(prompts, len(pixels), "source prompts"))
+        ids = self.ids(one_each(prompts, len(pixels), "source prompts"), pixels.shape[1:3])
         noise = self.noise(pixels, seed) if noise is None else noise
         inversion: Inversion = self.programs["invert"](
             self.weights, pixels, ids, noise, self.schedule
@@ -406,8 +428,8 @@ class Editor:
     ) -> tuple[Inversion, Edit]:
         """`__call__`, with the result on the devices, finite or not."""
         pixels = self.batch(images)
-        ids = self.ids(one_each(source, len(pixels), "source prompts"))
         size = pixels.shape[1:3]
+        ids = self.ids(one_each(source, len(pixels), "source prompts"), size)
         targets, *rest = self.edit_arguments(len(pixels), prompts, **strengths, size=size)
         inversion, edit = self.programs["invert and edit"](
             self.weights, pixels, ids, targets, self.noise(pixels, seed), *rest
@@ -433,6 +455,7 @@ class Editor:
         if self.config.method == "ours":
             return self.run(images, source, prompts, seed, mask=mask)[1]
         pixels = self.batch(images)
+        size = pixels.shape[1:3]
         sources = one_each(source, len(pixels), "source prompts")
         rows = prompt_rows(prompts, len(pixels))
         length = self.models.architecture.text.max_position_embeddings
@@ -445,9 +468,9 @@ class Editor:
         result: Edit = self.programs[self.config.method](
             self.weights,
             pixels,
-            self.ids(sources),
-            np.stack([self.ids(row) for row in rows]),
-            self.ids([""]),
+            self.ids(sources, size),
+            stacked([self.ids(row, size) for row in rows]),
+            self.ids([""], size),
             np.stack(keys),
             self.schedule,
             stacked(tables),
@@ -470,8 +493,8 @@ class Editor:
         strength: Any = None,
         mask: Any = None,
         size: tuple[int, int] = (0, 0),
-    ) -> tuple[np.ndarray, Schedule, Strength, jax.Array, Mask | None]:
-        """Target ids and what follows them in the programs, of one shape."""
+    ) -> tuple[Any, Schedule, Strength, jax.Array, Mask | None]:
+        """Targets' tokens and what follows them in the programs, of one shape."""
         w = self.schedule.guidance if guidance is None else np.asarray(guidance, np.float32)
         v = self.strength.scales if scales is None else np.asarray(scales, np.float32)
         lower, upper = (self.strength.lower, self.strength.upper) if bounds is None else bounds
@@ -484,7 +507,7 @@ class Editor:
             rows, w, chosen, len(self.config.guiders), self.schedule.steps
         )
         return (
-            np.stack([self.ids(row) for row in rows]),
+            stacked([self.ids(row, size) for row in rows]),
             replace(self.schedule, guidance=w),
             strengths,
             jnp.float32(self.config.match_statistics),
@@ -500,6 +523,18 @@ class Editor:
         require_finite(edit.finite)
         masks = None if edit.mask is None else np.asarray(edit.mask > 0)
         return EditResult(np.asarray(edit.pixels), diagnostics(edit.record, self.config), masks)
+
+
+def check_config(
+    config: EditConfig, facts: Facts, betas: tuple[float, float, int] = BETAS
+) -> Schedule:
+    """The steps of an edit, `schedule_of`.
+
+    Raises:
+        UserError: the config does not fit a model of these facts.
+    """
+    check_method(config.method, config.baseline, config.model, facts)
+    return schedule_of(config, facts, betas)
 
 
 def schedule_of(
@@ -550,6 +585,7 @@ def placed(weights: Weights, config: EditConfig, mesh: Mesh) -> Weights:
         backward=lora(weights.backward),
         vae=cast(weights.vae, config.vae_precision.param),
         text_encoder=cast(weights.text_encoder, config.precision.param),
+        text_encoder_2=cast(weights.text_encoder_2, config.precision.param),
     )
 
 

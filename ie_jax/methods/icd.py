@@ -22,7 +22,8 @@ from ie_jax.methods.prompt_to_prompt import (
     masks_of,
     no_maps,
 )
-from ie_jax.models.networks import Context, ControlledNetwork
+from ie_jax.models.networks import ControlledNetwork
+from ie_jax.models.unet import AnyContext
 
 
 class Generation(NamedTuple):
@@ -40,8 +41,8 @@ def icd(
     backward: ControlledNetwork,
     z: Latents,
     noise: Latents,
-    source: Context,
-    target: Context,
+    source: AnyContext,
+    target: AnyContext,
     schedule: Schedule,
     edits: Edits,
     blend: Blend | None = None,

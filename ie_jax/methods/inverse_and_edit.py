@@ -1,7 +1,7 @@
 """Inversion, reconstruction and guided editing as pure functions of weights and arrays.
 
-    inversion = invert_images(models, weights, pixels, source_ids, noise, schedule)
-    edit = edit_inversion(models, weights, inversion, target_ids, schedule, strength, match)
+    inversion = invert_images(models, weights, pixels, source, noise, schedule)
+    edit = edit_inversion(models, weights, inversion, target, schedule, strength, match)
 
 `models` is static: what the networks are and how they are run. Everything else is arrays. Each
 function, and each composition of them, is one program under `jax.jit`, and differentiable. Bytes
@@ -19,19 +19,29 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from ie_jax.devices import BATCH, LATER, WHOLE
 from ie_jax.diffusion.consistency import Latents, consistency_step
 from ie_jax.diffusion.schedule import Schedule
 from ie_jax.diffusion.trajectory import generate, invert, per_step, with_text
+from ie_jax.methods.cfg import pair
 from ie_jax.methods.guidance import StepRecord, Strength, guide
 from ie_jax.methods.guiders import Guider
 from ie_jax.methods.masks import Mask, keep_outside, keep_pixels, per_edit
 from ie_jax.methods.statistics import match_statistics, mean_std
-from ie_jax.models.networks import Context, Network, Networks, denoiser, encode_text, vae
+from ie_jax.models.networks import (
+    Network,
+    Networks,
+    Prompts,
+    Tokens,
+    denoiser,
+    encode_text,
+    encode_two,
+    vae,
+)
 from ie_jax.models.pixels import Image, Pixels, as_image, to_uint8
-from ie_jax.models.unet import Out
+from ie_jax.models.unet import AnyContext, Conditions, Out
 from ie_jax.weights.folder import Weights
 
 
@@ -48,7 +58,7 @@ class Inversion:
 
     latents: Float[Array, "n1 b h w c"]
     """The clean latent, and the latent after each step."""
-    context: Context
+    context: AnyContext
     """The source prompt's embedding."""
     pixels: Pixels | Image
     """The image itself."""
@@ -110,18 +120,25 @@ def decode_image(
     return to_uint8(x), jnp.isfinite(x).all(axis=(1, 2, 3))
 
 
-def contexts(models: Networks, weights: Weights, prompts: Array) -> Float[Array, "... l d"]:
-    """Prompts' embeddings: of token ids (..., l), or themselves, (..., l, d)."""
-    if jnp.issubdtype(prompts.dtype, jnp.floating):
+def contexts(models: Networks, weights: Weights, prompts: Prompts | Any) -> Any:
+    """What the UNet is told of prompts: made of their tokens; embeddings stay themselves."""
+    if isinstance(prompts, Tokens):
+        return encode_two(models, (weights.text_encoder, weights.text_encoder_2), prompts)
+    if isinstance(prompts, Conditions) or jnp.issubdtype(prompts.dtype, jnp.floating):
         return prompts
     return encode_text(models, weights.text_encoder, prompts)
+
+
+def leading(tree: Any, axes: int = 1) -> Any:
+    """The first axes, which all leaves of prompts or embeddings have in common."""
+    return jax.tree.leaves(tree)[0].shape[:axes]
 
 
 def invert_images(
     models: Models,
     weights: Weights,
     pixels: Pixels | Image,
-    source: Int[Array, "b l"] | Context,
+    source: Prompts | AnyContext,
     noise: Latents,
     schedule: Schedule,
 ) -> Inversion:
@@ -129,7 +146,7 @@ def invert_images(
 
     Args:
         pixels: bytes, or images in [-1, 1].
-        source: token ids or embeddings.
+        source: tokens or embeddings.
     """
     context = contexts(models, weights, source)
     z = encode_image(models, weights, pixels)
@@ -179,7 +196,7 @@ def inversion_passes(
     reference = inversion.latents[:0:-1]
     n, b = reference.shape[:2]
     t = per_step(schedule.backward_t, b).reshape(-1)
-    context = jnp.tile(inversion.context, (n, 1, 1))
+    context = jax.tree.map(lambda x: jnp.tile(x, (n, *[1] * (x.ndim - 1))), inversion.context)
     eps, out = network(reference.reshape(n * b, *reference.shape[2:]), t, jnp.zeros(n * b), context)
     return jax.tree.map(lambda x: x.reshape(n, b, *x.shape[1:]), (eps, out))
 
@@ -188,13 +205,17 @@ Predict = Callable[..., tuple[Latents, StepRecord | None]]
 """(z, t, w, scales, inversion pass of this step) -> the noise prediction, and what guidance did."""
 
 
-def plain_prediction(network: Network, context: Context) -> Predict:
+def plain_prediction(network: Network, context: AnyContext) -> Predict:
     """The target pass alone."""
     return lambda z, t, w, *_: (network(z, t, w, context)[0], None)
 
 
 def guided_prediction(
-    models: Models, network: Network, context: Context, source: Context, strength: Strength
+    models: Models,
+    network: Network,
+    context: AnyContext,
+    source: AnyContext,
+    strength: Strength,
 ) -> Predict:
     """The target pass, guided towards the inversion (method 4).
 
@@ -205,7 +226,7 @@ def guided_prediction(
         strength: bounds (be).
     """
     reads_source = any(guider.reads_source for guider in models.guiders)
-    edits = len(context)
+    (edits,) = leading(context)
 
     def twice(x: Array) -> Array:
         return jnp.concatenate([x, x])
@@ -215,7 +236,7 @@ def guided_prediction(
 
         def passes(z: Latents) -> tuple[Float[Array, "g be"], Latents]:
             if reads_source:
-                both = jnp.concatenate([context, source])
+                both = pair(context, source)
                 eps, out = network(twice(z), twice(t), jnp.concatenate([w, 0 * w]), both)
                 out_trg, out_src = (
                     jax.tree.map(lambda x, h=h: jnp.split(x, 2)[h], out) for h in (0, 1)
@@ -246,7 +267,7 @@ def generation(
     models: Models,
     weights: Weights,
     inversion: Inversion,
-    target: Int[Array, "b e l"] | Float[Array, "b e l d"],
+    target: Prompts | Any,
     schedule: Schedule,
     strength: Strength,
     mask: Mask | None = None,
@@ -254,12 +275,12 @@ def generation(
     """Generate from the inverted noise under target prompts.
 
     Args:
-        target: token ids or embeddings.
+        target: tokens or embeddings (b, e, ...).
         schedule: guidance broadcasts to (b, e, n).
         strength: scales broadcast to (b, e, g, n), the others to (b, e).
         mask: leaves (be, ...), see `masks.per_edit`.
     """
-    b, e = target.shape[:2]
+    b, e = leading(target, 2)
     n, g = schedule.steps, len(models.guiders)
 
     def flat(x: Any, *trailing: int) -> Array:
@@ -271,9 +292,13 @@ def generation(
     strength = Strength(
         flat(strength.scales, g, n), *map(flat, (strength.lower, strength.upper, strength.amount))
     )
-    share = strength.amount[:, None, None]
-    source, aim = repeat(inversion.context), contexts(models, weights, target)
-    context = ((1 - share) * source + share * aim.reshape(source.shape)).astype(source.dtype)
+
+    def between(source: Array, aim: Array) -> Array:
+        share = strength.amount.reshape(-1, *[1] * (source.ndim - 1))
+        return ((1 - share) * source + share * aim.reshape(source.shape)).astype(source.dtype)
+
+    source = jax.tree.map(repeat, inversion.context)
+    context = jax.tree.map(between, source, contexts(models, weights, target))
     w = flat(schedule.guidance, n) * strength.amount[:, None]
     t, s = (repeat(per_step(x, b), 1) for x in (schedule.backward_t, schedule.backward_s))
 
@@ -306,7 +331,7 @@ def edit_inversion(
     models: Models,
     weights: Weights,
     inversion: Inversion,
-    target_ids: Int[Array, "b e l"],
+    target: Prompts,
     schedule: Schedule,
     strength: Strength,
     match: Float[Array, ""],
@@ -319,13 +344,13 @@ def edit_inversion(
         mask: `drawn` broadcasts to (b, e, H, W), its other leaves to (b, e).
         match: 1 to give the result the source's statistics, where no mask keeps its pixels.
     """
-    b, e = target_ids.shape[:2]
+    b, e = leading(target, 2)
     area = None
     if mask is not None:
         mask = per_edit(mask, b, e)
         # Where the source's pixels stay beside the edit's, these are left as they are.
         match = match * (mask.drawn.min(axis=(1, 2)) * (1 - mask.found))
-    made = generation(models, weights, inversion, target_ids, schedule, strength, mask)
+    made = generation(models, weights, inversion, target, schedule, strength, mask)
     pixels, finite = finish(models, weights, made.latents[-1], inversion.pixels, match)
     if mask is not None:
         source = jnp.repeat(inversion.pixels, e, axis=0)
@@ -343,8 +368,8 @@ def edit_images(
     models: Models,
     weights: Weights,
     pixels: Pixels,
-    source_ids: Int[Array, "b l"],
-    target_ids: Int[Array, "b e l"],
+    source: Prompts,
+    target: Prompts,
     noise: Latents,
     schedule: Schedule,
     strength: Strength,
@@ -352,12 +377,12 @@ def edit_images(
     mask: Mask | None = None,
 ) -> tuple[Inversion, Edit]:
     """The whole edit as one program: encode, invert, generate (guided), decode."""
-    inversion = invert_images(models, weights, pixels, source_ids, noise, schedule)
+    inversion = invert_images(models, weights, pixels, source, noise, schedule)
     # The backward model's weights are merged after the forward model's are gone, not beside them.
     backward, inversion = lax.optimization_barrier((weights.backward, inversion))
     weights = replace(weights, backward=backward)
     return inversion, edit_inversion(
-        models, weights, inversion, target_ids, schedule, strength, match, mask
+        models, weights, inversion, target, schedule, strength, match, mask
     )
 
 
@@ -365,8 +390,8 @@ def differentiable_edit(
     models: Models,
     weights: Weights,
     image: Image,
-    source: Int[Array, "b l"] | Context,
-    target: Int[Array, "b e l"] | Float[Array, "b e l d"],
+    source: Prompts | AnyContext,
+    target: Prompts | Any,
     noise: Latents,
     schedule: Schedule,
     strength: Strength,
@@ -378,12 +403,12 @@ def differentiable_edit(
 
     Args:
         image: in [-1, 1].
-        source, target: token ids or embeddings.
+        source, target: tokens or embeddings, (b, ...) and (b, e, ...).
 
     Returns:
         edited images, about in [-1, 1], not clipped, without the source's statistics.
     """
-    b, e = target.shape[:2]
+    b, e = leading(target, 2)
     mask = None if mask is None else per_edit(mask, b, e)
     inversion = invert_images(models, weights, image, source, noise, schedule)
     made = generation(models, weights, inversion, target, schedule, strength, mask)

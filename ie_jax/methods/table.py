@@ -2,6 +2,8 @@
 
     edit = METHODS["p2p"].edit(networks, weights, request, size)
 
+Some ask of the model what not each has, see `Method` and `check_method`.
+
 `networks` and `size` are static; a request is arrays. So each method is one program under
 `jax.jit`, takes batches, and can be spread over devices like every edit. A new method is a function
 here and a line in `METHODS`; docs/methods.md shows one.
@@ -18,22 +20,24 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
+from ie_jax.diffusion import euler
 from ie_jax.diffusion.consistency import Latents
 from ie_jax.diffusion.ddim import Steps, inverted, leading
 from ie_jax.diffusion.schedule import Schedule, cumulative_alphas
 from ie_jax.errors import UserError
 from ie_jax.methods import ddim_inversion as ddim
+from ie_jax.methods import gnri, null_text, prompt_to_prompt, turbo, turboedit
 from ie_jax.methods import guide_and_rescale as gar
 from ie_jax.methods import icd as few_steps
 from ie_jax.methods import infedit as virtual
 from ie_jax.methods import masactrl as masa
 from ie_jax.methods import negative_prompt as negative
-from ie_jax.methods import null_text, prompt_to_prompt
 from ie_jax.methods import renoise as fixed_point
 from ie_jax.methods.cfg import generate, invert, pair, same_each_step
 from ie_jax.methods.direct_inversion import path_offsets
 from ie_jax.methods.prompt_to_prompt import Edits
-from ie_jax.models.networks import Context, Networks, one_denoiser
+from ie_jax.models.networks import ControlledNetwork, Networks, one_denoiser
+from ie_jax.weights.facts import Facts
 from ie_jax.weights.folder import Weights
 
 Name = Literal[
@@ -49,6 +53,9 @@ Name = Literal[
     "infedit",
     "renoise",
     "icd",
+    "turboedit",
+    "gnri",
+    "renoise-turbo",
 ]
 
 
@@ -58,9 +65,11 @@ class MethodConfig:
     of the method, see `settled`."""
 
     steps: int | None = None
-    """Of DDIM in either direction (50), or of InfEdit (12)."""
+    """Of DDIM in either direction (50), of InfEdit (12), or of the methods on few-step models (4;
+    turboedit 3 or 4)."""
     guidance: float | None = None
-    """w of classifier-free guidance, where 1 is none; icd has `cfg_schedule` in its place."""
+    """w of classifier-free guidance, where 1 is none; icd has `cfg_schedule` in its place.
+    turboedit: by how much the difference of the prompts is enlarged."""
     words: Literal["refine", "replace"] = "refine"
     """How prompts are aligned. replace: word for word, of equally many words."""
     cross_steps: float | None = None
@@ -71,8 +80,9 @@ class MethodConfig:
     """Factor of the taken maps of words that the source prompt does not have."""
     interpolation: float = 0.0
     """npi: from the source prompt (0) to the empty one (1) as the unconditional prompt."""
-    inner_steps: int = 10
-    """nti: at most so many steps of Adam in each step."""
+    inner_steps: int | None = None
+    """nti: at most so many steps of Adam in each step (10). gnri: iterations of each inversion step
+    (2). renoise-turbo: renoisings of each (9)."""
     near: float = 1e-5
     """nti: the loss at which a step's optimisation ends."""
     first_step: int = 4
@@ -87,6 +97,13 @@ class MethodConfig:
     """guide-and-rescale: share of steps with energies."""
     bounds: tuple[float, float] = (1 / 3, 3.0)
     """guide-and-rescale: of the gradient's norm to that of the guidance term."""
+    limit: float = turboedit.PUBLISHED_LIMIT
+    """turboedit: the largest norm of the last step's correction, at 512 pixels; it grows with the
+    side. Below 0: none."""
+    prior: float = gnri.PRIOR
+    """gnri: weight of the prior that keeps a latent near the noised source."""
+    highest: float | None = None
+    """gnri (0.6), renoise-turbo (1): the share of the timesteps that inversion keeps to."""
 
     def __post_init__(self) -> None:
         if self.steps is not None and not 1 <= self.steps <= 1000:
@@ -96,10 +113,12 @@ class MethodConfig:
             raise UserError(
                 "baseline: cross_steps, self_steps and guided_steps are shares, from 0 to 1"
             )
-        if self.inner_steps < 1 or (self.guidance or 0) < 0:
+        if self.inner_steps == 0 or min(self.inner_steps or 1, self.guidance or 0) < 0:
             raise UserError("baseline: inner_steps must be 1 or more, guidance not negative")
         if not 0 <= self.bounds[0] <= self.bounds[1]:
             raise UserError("baseline: bounds must be 0 <= lower <= upper")
+        if self.prior < 0 or not 0 < (1 if self.highest is None else self.highest) <= 1:
+            raise UserError("baseline: prior must not be negative, highest over 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -111,6 +130,8 @@ class Settings(MethodConfig):
     cross_steps: float = 0.4
     self_steps: float = 0.6
     amplify: float = 1.0
+    inner_steps: int = 10
+    highest: float = 1.0
 
 
 def settled(name: str, config: MethodConfig) -> Settings:
@@ -124,6 +145,9 @@ class Size(NamedTuple):
 
     steps: int
     inner_steps: int
+    highest: float
+    guided: bool
+    """Whether guidance is another than 1; of renoise-turbo, which asks half as often without."""
 
 
 @struct.dataclass
@@ -140,11 +164,13 @@ class Numbers:
     energies: Float[Array, "n e"]
     """Weights of Guide-and-Rescale's energies in each step."""
     bounds: Float[Array, " 2"]
+    limit: Float[Array, ""]
+    prior: Float[Array, ""]
 
 
 def size_of(config: Settings) -> Size:
     """The static settings."""
-    return Size(config.steps, config.inner_steps)
+    return Size(config.steps, config.inner_steps, config.highest, config.guidance != 1)
 
 
 def numbers_of(config: Settings) -> Numbers:
@@ -158,7 +184,7 @@ def numbers_of(config: Settings) -> Numbers:
         *(np.asarray(x, np.float32) for x in values),
         *(np.asarray(x, np.int32) for x in counts),
         np.asarray(on[:, None] * weights, np.float32),
-        np.asarray(config.bounds, np.float32),
+        *(np.asarray(x, np.float32) for x in (config.bounds, config.limit, config.prior)),
     ]
     return Numbers(*arrays)
 
@@ -172,9 +198,10 @@ class Request:
     noise: Latents
     keys: Key[Array, " b"]
     """Of whatever else a method draws."""
-    source: Context
-    target: Context
-    empty: Context
+    source: Any
+    """`AnyContext`; for methods that need one text encoder a `Context`, like the following."""
+    target: Any
+    empty: Any
     """The empty prompt's embedding."""
     edits: Edits
     """What Prompt-to-Prompt takes over."""
@@ -186,6 +213,11 @@ class Request:
     def w(self) -> Float[Array, " b"]:
         """Guidance of each image."""
         return jnp.full(len(self.z), self.numbers.guidance)
+
+    def drawn(self, steps: int) -> Float[Array, "n b h w c"]:
+        """Noise for each step."""
+        shape = (steps, *self.z.shape[1:])
+        return jnp.moveaxis(jax.vmap(lambda key: jax.random.normal(key, shape))(self.keys), 1, 0)
 
 
 Edit = Callable[[Networks, Weights, Request, Size], Latents]
@@ -201,11 +233,19 @@ class Method:
     """Evaluations of the network for one edit, at most."""
     published: Mapping[str, Any] = field(default_factory=dict)
     """Its own settings, where they are not those of `Settings`."""
+    needs: Literal["one text", "pair", "few steps"] = "one text"
+    """What not each model has: a single text encoder; the LoRAs of a pair; a network that makes a
+    picture in a few steps."""
+
+
+def levels(networks: Networks) -> Array:
+    """abar of every timestep."""
+    return jnp.asarray(cumulative_alphas(networks.architecture.betas))
 
 
 def grid(networks: Networks, size: Size) -> tuple[Array, Steps]:
     """abar, and the steps of generation."""
-    abar = jnp.asarray(cumulative_alphas(networks.architecture.betas))
+    abar = levels(networks)
     return abar, leading(abar, size.steps, offset=1)
 
 
@@ -326,13 +366,12 @@ def guide_and_rescale_edit(
 def infedit_edit(networks: Networks, weights: Weights, request: Request, size: Size) -> Latents:
     """InfEdit, without words that bound where the target may differ."""
     abar, _ = grid(networks, size)
-    numbers, (b, *shape) = request.numbers, request.z.shape
-    drawn = jax.vmap(lambda key: jax.random.normal(key, (size.steps, *shape)))(request.keys)
+    numbers, b = request.numbers, len(request.z)
     empty = jnp.broadcast_to(request.empty, request.source.shape)
     one = jnp.ones(b)
     seen = virtual.infedit(
         one_denoiser(networks, weights.unet),
-        *(request.z, request.noise, jnp.moveaxis(drawn, 1, 0)),
+        *(request.z, request.noise, request.drawn(size.steps)),
         uncond=jnp.stack([empty] * 3),
         cond=jnp.stack([request.source, request.target, request.source]),
         w=jnp.stack([one, request.w, one]),
@@ -371,6 +410,73 @@ def icd_edit(networks: Networks, weights: Weights, request: Request, size: Size)
     return back.latents[-1, len(request.z) :]
 
 
+def few_step_network(networks: Networks, weights: Weights) -> ControlledNetwork:
+    """A base model itself, or with a backward LoRA: that of a pair, or the user's own."""
+    return one_denoiser(networks, weights.unet, weights.backward)
+
+
+def turboedit_edit(networks: Networks, weights: Weights, request: Request, size: Size) -> Latents:
+    """TurboEdit."""
+    plan = turboedit.plan(size.steps)
+    height, width = request.z.shape[1:3]
+    limit = request.numbers.limit * np.sqrt(height * width) / turboedit.PUBLISHED_SIDE
+    seen = turboedit.turboedit(
+        few_step_network(networks, weights),
+        *(request.z, request.drawn(size.steps), request.source, request.target, levels(networks)),
+        plan._replace(limits=plan.limits.at[-1].set(limit)),
+        request.w,
+    )
+    return seen.latents[-1, 2]
+
+
+def gnri_edit(networks: Networks, weights: Weights, request: Request, size: Size) -> Latents:
+    """GNRi, and generation with its noise and the empty prompt as the negative one."""
+    network = few_step_network(networks, weights)
+    steps = euler.turbo_steps(levels(networks), size.steps, size.highest)
+    noise, prior = request.drawn(len(steps.t)), request.numbers.prior
+    there = gnri.gnri_inversion(
+        network, request.z, noise, request.source, steps, size.inner_steps, prior
+    )
+    texts = request.empty, request.target
+    back = turbo.generate(network, there.latents[-1], noise, *texts, request.w, steps)
+    return back.latents[-1]
+
+
+def renoise_turbo_edit(
+    networks: Networks, weights: Weights, request: Request, size: Size
+) -> Latents:
+    """ReNoise on a few-step model, and generation with its corrected noise; where it is guided, the
+    source is the negative prompt. The shifts of its regularisation are those of key 0."""
+    network, abar = few_step_network(networks, weights), levels(networks)
+    noise, (_, height, _, channels) = request.drawn(size.steps), request.z.shape
+    up = fixed_point.turbo_inversion_steps(abar, noise, request.noise, size.steps, size.highest)
+    low = fixed_point.low_turbo_steps(size.steps, len(abar), size.highest)
+    zones, counts = fixed_point.zones(size.inner_steps), (low, len(up.t) - low)
+    rolls = fixed_point.all_rolls(jax.random.key(0), zones, counts, channels, height)
+    there = fixed_point.renoise_turbo(
+        network, request.z, request.source, up, rolls, low, plan=zones
+    )
+    start = jnp.concatenate([zone.latents for zone in there.zones])[-1]
+    steps = euler.turbo_steps(abar, size.steps, size.highest)
+    negative = request.source if size.guided else None
+    texts = negative, request.target
+    back = turbo.generate(network, start, there.corrected.noise, *texts, request.w, steps)
+    return back.latents[-1]
+
+
+def kept(config: Settings) -> int:
+    """How many of its steps a method on a few-step model takes in either direction."""
+    return int((euler.trailing(config.steps) < 1000 * config.highest).sum())
+
+
+def renoise_turbo_evaluations(config: Settings) -> int:
+    """Passes of either zone; in each step also the noised source and the correction."""
+    low = fixed_point.low_turbo_steps(config.steps, below=config.highest)
+    first, rest = (zone.passes for zone in fixed_point.zones(config.inner_steps))
+    back = 2 if config.guidance != 1 else 1
+    return low * first + (kept(config) - low) * rest + kept(config) * (2 + back)
+
+
 METHODS: dict[str, Method] = {
     "ddim": Method(ddim_edit, lambda x: 3 * x.steps),
     "npi": Method(negative_prompt_edit, lambda x: 3 * x.steps),
@@ -393,5 +499,57 @@ METHODS: dict[str, Method] = {
         lambda x: 4 * x.steps + fixed_point.low_steps(x.steps),
         {"guidance": 1.0},
     ),
-    "icd": Method(icd_edit, lambda x: 12, {"cross_steps": 0.3, "amplify": 4.0}),
+    "icd": Method(icd_edit, lambda x: 12, {"cross_steps": 0.3, "amplify": 4.0}, "pair"),
+    "turboedit": Method(
+        turboedit_edit,
+        lambda x: 3 * x.steps,
+        {"steps": 4, "guidance": turboedit.PUBLISHED_W},
+        "few steps",
+    ),
+    "gnri": Method(
+        gnri_edit,
+        lambda x: kept(x) * (x.inner_steps + 2),
+        {
+            "steps": 4,
+            "guidance": gnri.GUIDANCE,
+            "inner_steps": gnri.ITERATIONS,
+            "highest": gnri.BELOW,
+        },
+        "few steps",
+    ),
+    "renoise-turbo": Method(
+        renoise_turbo_edit,
+        renoise_turbo_evaluations,
+        {"steps": 4, "guidance": 1.0, "inner_steps": 9},
+        "few steps",
+    ),
 }
+
+
+def check_method(name: str, config: MethodConfig, model: str, facts: Facts) -> None:
+    """Raise UserError if a method, `ours` among them, cannot be done with a model or settings."""
+    needs = "pair" if name == "ours" else METHODS[name].needs
+    few = ", ".join(x for x, method in METHODS.items() if method.needs == "few steps")
+    if needs == "pair" and not facts.pair:
+        raise UserError(
+            f"method {name} needs a guidance-distilled UNet with a forward and a backward LoRA, "
+            f"and {model} is a base model: take --method {few}"
+        )
+    if needs == "one text" and facts.texts > 1:
+        raise UserError(
+            f"method {name} is for models of SD1.x, and {model} has two text encoders: take "
+            f"--method {few}"
+        )
+    if needs == "few steps" and not facts.few_steps:
+        raise UserError(
+            f"method {name} needs a model that makes a picture in a few steps, and {model} takes "
+            "many (timestep_spacing of its scheduler is not trailing): take --model sdxl-turbo, or "
+            "give it a --backward LoRA of few steps"
+        )
+    if needs != "few steps":
+        return
+    chosen = settled(name, config)
+    if name == "turboedit" and chosen.steps not in turboedit.GRIDS:
+        raise UserError(f"turboedit: steps {chosen.steps} must be 3 or 4, as it was published")
+    if name != "turboedit" and not kept(chosen):
+        raise UserError(f"{name}: none of {chosen.steps} steps is below {chosen.highest}")

@@ -21,8 +21,10 @@ from ie_jax.models.networks import ControlledNetwork
 from ie_jax.models.unet import AnyContext
 
 PUBLISHED_W = 1.5
-PUBLISHED_LIMIT = 15.5
+PUBLISHED_LIMIT, PUBLISHED_SIDE = 15.5, 64
 """Of the last step's correction; for latents of 64 x 64, whose norm grows with their side."""
+GRIDS = {3: ([799, 499, 199], [599, 299, 0]), 4: ([799, 599, 399, 199], [599, 399, 199, -1])}
+"""Published: of so many steps what the network is told, and what latents are noised to."""
 
 
 class Plan(NamedTuple):
@@ -54,12 +56,9 @@ class Seen(NamedTuple):
 
 def plan(steps: int = 4) -> Plan:
     """Published, for three and four steps."""
-    if steps == 3:
-        t, noised = [799, 499, 199], [599, 299, 0]
-    elif steps == 4:
-        t, noised = [799, 599, 399, 199], [599, 399, 199, -1]
-    else:
+    if steps not in GRIDS:
         raise ValueError("TurboEdit was published for 3 and 4 steps: give another plan")
+    t, noised = GRIDS[steps]
     limits = [-1.0] * (steps - 1) + [PUBLISHED_LIMIT]
     return Plan(jnp.array(t), jnp.array(noised), jnp.array(limits))
 

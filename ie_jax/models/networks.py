@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
@@ -20,12 +21,26 @@ from ie_jax.models.unet import AnyContext, Collect, Conditions, Context, Out, UN
 from ie_jax.models.vae import VAE
 
 Latents = Float[Array, "b h w c"]
-Network = Callable[[Latents, Array, Array, Context], tuple[Latents, Out]]
+Network = Callable[[Latents, Array, Array, AnyContext], tuple[Latents, Out]]
 """(z, t, w, context) -> (eps, out), with weights already given."""
 
 
 ControlledNetwork = Callable[..., tuple[Latents, Out]]
 """(z, t, w, context, control=None) -> (eps, out): a network whose attention may be changed."""
+
+
+@struct.dataclass
+class Tokens:
+    """Prompts for SDXL: what either tokenizer makes of them, and what pictures they are told of."""
+
+    first: Int[Array, "... l"]
+    second: Int[Array, "... l"]
+    sizes: Float[Array, "... 6"]
+    """See `Conditions`."""
+
+
+Prompts = Int[Array, "... l"] | Tokens
+"""Token ids; with what is told beside them where the networks are SDXL's."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,11 @@ class Networks:
     lora: Literal["merge", "low_rank"] = "merge"
     """merge: each program adds a LoRA to the base before its steps. low_rank: each layer adds the
     low-rank path, which holds no second copy of the weights but computes more."""
+
+
+def vae_precision(architecture: Architecture, wanted: Precision) -> Precision:
+    """SDXL's autoencoder overflows in float16: it is float32, whatever is wanted."""
+    return Precision() if architecture.text_2 else wanted
 
 
 @partial(jax.jit, static_argnums=0)
@@ -144,29 +164,25 @@ def apply_text_encoder(
     return encoded
 
 
-def encode_two(
-    networks: Networks,
-    params: tuple[Any, Any],
-    ids: tuple[Int[Array, "b l"], Int[Array, "b l"]],
-    sizes: Float[Array, "b 6"],
-) -> Conditions:
+def encode_two(networks: Networks, params: tuple[Any, Any], tokens: Tokens) -> Conditions:
     """Token ids to what SDXL's UNet is told.
 
     Args:
         params: the weights of either text encoder.
-        ids: of either tokenizer.
-        sizes: see `Conditions`.
     """
     second = networks.architecture.text_2
     if second is None or second.projection_dim is None:
         raise ValueError("this model lacks a second text encoder with projection")
     configs = (networks.architecture.text, second)
     one, two = (
-        apply_text_encoder(config, networks.precision, *given)
-        for config, *given in zip(configs, params, ids, strict=True)
+        apply_text_encoder(config, networks.precision, weights, ids.reshape(-1, ids.shape[-1]))
+        for config, weights, ids in zip(configs, params, (tokens.first, tokens.second), strict=True)
     )
     pooled: Any = two.pooled
-    return Conditions(jnp.concatenate([one.penultimate, two.penultimate], -1), pooled, sizes)
+    text = jnp.concatenate([one.penultimate, two.penultimate], -1)
+    each = tokens.sizes.shape[:-1]
+    text, pooled = (x.reshape(*each, *x.shape[1:]) for x in (text, pooled))
+    return Conditions(text, pooled, tokens.sizes)
 
 
 def vae(networks: Networks) -> VAE:

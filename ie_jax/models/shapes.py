@@ -43,12 +43,16 @@ def unet_shapes(config: UNetConfig) -> dict[str, Any]:
     """The base weights of a UNet."""
     side = 2 ** (len(config.block_out_channels) - 1)
     latents = array(1, side, side, config.in_channels)
-    text = array(1, 1, config.cross_attention_dim)
-    context: Any = text
-    if config.size_features:
-        told: Any = (array(1, config.pooled_features), array(1, SIZES))
-        context = Conditions(context, *told)
-    return param_shapes(UNet(config), latents, integers(1), array(1), context)
+    return param_shapes(UNet(config), latents, integers(1), array(1), context_shape(config))
+
+
+def context_shape(config: UNetConfig, tokens: int = 1) -> Any:
+    """What a UNet is told of one text."""
+    text: Any = array(1, tokens, config.cross_attention_dim)
+    if not config.size_features:
+        return text
+    beside: Any = (array(1, config.pooled_features), array(1, SIZES))
+    return Conditions(text, *beside)
 
 
 def vae_shapes(config: VAEConfig) -> dict[str, Any]:
@@ -64,18 +68,19 @@ def text_encoder_shapes(config: TextConfig) -> dict[str, Any]:
 
 def draw(shapes: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Random weights: kernels normal with variance 1 / fan-in, embeddings of size 0.02, norms 1,
-    biases 0, LoRA's `up` zero, so that a fresh LoRA changes nothing. numpy arrays, float32."""
+    biases 0, LoRA's `up` zero, so that a fresh LoRA changes nothing. numpy arrays, of the shapes'
+    number types."""
     rng = np.random.default_rng(seed)
 
     def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
         name = path[-1].key
         if name in ("bias", "up"):
-            return np.zeros(shape.shape, np.float32)
+            return np.zeros(shape.shape, shape.dtype)
         if name == "scale":
-            return np.ones(shape.shape, np.float32)
+            return np.ones(shape.shape, shape.dtype)
         fan_in = np.prod(shape.shape[:-1]) if name in ("kernel", "down") else 2500
         normal = rng.standard_normal(shape.shape, np.float32)
-        return np.asarray(normal / np.sqrt(fan_in), np.float32)
+        return np.asarray(normal / np.sqrt(fan_in), shape.dtype)
 
     drawn: dict[str, Any] = jax.tree.map_with_path(leaf, dict(shapes))
     return drawn

@@ -56,8 +56,9 @@ def convert(
     table: Sequence[Rule],
     shapes: Mapping[str, Any],
     where: str,
+    dtype: Any = np.float32,
 ) -> dict[str, Any]:
-    """Upstream tensors as the tree that `shapes` describes, float32.
+    """Upstream tensors as the tree that `shapes` describes, of this number type; None: as they are.
 
     Strict both ways: every tensor is used, every leaf is filled, every shape fits, every value is
     finite.
@@ -81,7 +82,7 @@ def convert(
         elif path in converted:
             problems.append(f"{name} fills {path} a second time")
         else:
-            leaf = convert_leaf(tensor, rule, name, wanted[path].shape, problems)
+            leaf = convert_leaf(tensor, rule, name, wanted[path].shape, problems, dtype)
             converted[path] = leaf
     problems += [
         f"{path} {leaf.shape} is missing" for path, leaf in wanted.items() if path not in converted
@@ -94,7 +95,12 @@ def convert(
 
 
 def convert_leaf(
-    tensor: np.ndarray, rule: Rule, name: str, shape: tuple[int, ...], problems: list[str]
+    tensor: np.ndarray,
+    rule: Rule,
+    name: str,
+    shape: tuple[int, ...],
+    problems: list[str],
+    dtype: Any,
 ) -> np.ndarray:
     """One tensor transformed and checked; what is wrong with it is added to `problems`."""
     try:
@@ -106,7 +112,7 @@ def convert_leaf(
     if np.iscomplexobj(leaf):
         problems.append(f"{name} holds complex numbers")
         leaf = leaf.real
-    leaf = np.ascontiguousarray(leaf, dtype=np.float32)
+    leaf = np.ascontiguousarray(leaf, dtype=dtype)
     if not np.isfinite(leaf).all():
         problems.append(f"{name} holds NaN or infinite values")
     return leaf

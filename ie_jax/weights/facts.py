@@ -25,6 +25,19 @@ class Facts:
     """The scale w of each generation step that suits edits by this model."""
     data: str = "photos"
     """What it was trained on: the kind of a training run's data, such as `WORLD`."""
+    pair: bool = True
+    """Whether it is a pair at all: a guidance-distilled UNet with a forward and a backward LoRA.
+    Else a base model, of which only the following counts."""
+    few_steps: bool = True
+    """Whether it makes a picture in a few steps."""
+    texts: int = 1
+    """How many text encoders it has: two are SDXL's."""
+
+
+def sdxl_guidance(boundaries: tuple[int, ...]) -> tuple[float, ...]:
+    """The scale w of each generation step that suits iCD-SDXL: 7 from tau = 0.7 down, as in its
+    authors' example of an edit."""
+    return tuple(7.0 if t <= 700 else 0.0 for t in reversed(boundaries))
 
 
 def as_metadata(facts: Facts) -> dict[str, str]:
@@ -36,12 +49,15 @@ def as_metadata(facts: Facts) -> dict[str, str]:
     }
 
 
-def facts_of(forward: Path, backward: Path) -> Facts:
+def facts_of(forward: Path, backward: Path, texts: int = 1) -> Facts:
     """What the files of a pair tell: the start is the forward model's, all else the backward's.
 
     Headers go before names; what neither tells is the paper's. Published names end in the timesteps
     before each step: `forward_19_259_519_779`, `reverse_259_519_779_999`. A forward model without
     them in its name is of the fine-tuned kind, which starts at 0.
+
+    Args:
+        texts: the number of text encoders.
 
     Raises:
         UserError: a file is damaged.
@@ -49,15 +65,18 @@ def facts_of(forward: Path, backward: Path) -> Facts:
     told, default = header(backward), Facts()
     start = header(forward).get("start_timestep") or timesteps(forward) or (0,)
     boundaries = told.get("boundaries") or timesteps(backward) or default.boundaries
+    boundaries = tuple(map(int, boundaries))
+    guidance = default.guidance if texts == 1 else sdxl_guidance(boundaries)
     return Facts(
         int(start[0]),
-        tuple(map(int, boundaries)),
-        told.get("guidance", default.guidance),
-        texts(backward).get("data", default.data),
+        boundaries,
+        told.get("guidance", guidance),
+        words(backward).get("data", default.data),
+        texts=texts,
     )
 
 
-def texts(path: Path) -> dict[str, str]:
+def words(path: Path) -> dict[str, str]:
     """All texts in a file's header; none where there is no such file yet."""
     return read_metadata(path) if path.is_file() else {}
 
@@ -68,7 +87,7 @@ def header(path: Path) -> dict[str, tuple[float, ...]]:
     Raises:
         UserError: the file is damaged.
     """
-    told = texts(path)
+    told = words(path)
     found: dict[str, tuple[float, ...]] = {}
     for name in as_metadata(Facts()):
         try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax import struct
 
 from ie_jax.errors import UserError
@@ -32,7 +33,7 @@ from ie_jax.weights.layout import (
 )
 from ie_jax.weights.lora_files import read_lora, write_lora
 from ie_jax.weights.names import TEXT_ENCODER, UNET, VAE
-from ie_jax.weights.original import part_of
+from ie_jax.weights.original import PREFIXES, part_of
 from ie_jax.weights.published import Files
 
 Tree = Any
@@ -60,13 +61,15 @@ class Weights:
     """All weights. The forward and the backward model are one base and a LoRA each."""
 
     unet: Tree
-    """The guidance-distilled UNet, the base of both models."""
+    """The guidance-distilled UNet, the base of both models; or that of a base model."""
     forward: Tree
-    """LoRA of the forward model: image to noise."""
+    """LoRA of the forward model: image to noise. None: a base model has none."""
     backward: Tree
-    """LoRA of the backward model: noise to image."""
+    """LoRA of the backward model: noise to image. None: as it is, a base model makes images."""
     vae: Tree
     text_encoder: Tree
+    text_encoder_2: Tree = None
+    """SDXL's second one."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,17 @@ class Pipeline:
 
     architecture: Architecture
     weights: Weights
-    """numpy, float32."""
+    """numpy, float32; of a base model as its files have them."""
     tokenizer: Path
     """Its folder."""
     facts: Facts = field(default_factory=Facts)
+    tokenizer_2: Path | None = None
+    """SDXL's second one."""
+
+    @property
+    def tokenizers(self) -> tuple[Path, ...]:
+        """One for each text encoder."""
+        return (self.tokenizer, *([self.tokenizer_2] if self.tokenizer_2 else []))
 
 
 # --- Configs --------------------------------------------------------------------------------------
@@ -193,8 +203,8 @@ def shapes(part: Part, arch: Architecture) -> dict[str, Any]:
     return unet_shapes((unguided(arch) if part == "denoiser" else arch).unet)
 
 
-def read_part(part: Part, path: Path, arch: Architecture) -> Tree:
-    """The weights of one part, numpy float32.
+def read_part(part: Part, path: Path, arch: Architecture, number: Any = np.float32) -> Tree:
+    """The weights of one part, numpy arrays of this type; None: as the file has them.
 
     Raises:
         UserError: the file is missing, damaged or does not fit; the message names it.
@@ -203,8 +213,8 @@ def read_part(part: Part, path: Path, arch: Architecture) -> Tree:
         raise UserError(f"{path} is missing: {WRITTEN_BY[part]} writes it")
     if part not in TABLES:
         return read_lora(path, shapes(part, arch))
-    tensors = unprefixed(part_of(read_tensors(path), part, str(path)))
-    return convert(tensors, TABLES[part], shapes(part, arch), str(path))
+    tensors = unprefixed(part_of(read_tensors(path, PREFIXES[part]), part, str(path)))
+    return convert(tensors, TABLES[part], shapes(part, arch), str(path), number)
 
 
 def read_parts(folder: Path, names: Iterable[Part]) -> dict[Part, Tree]:
@@ -231,7 +241,7 @@ class Base:
 
 
 def read_base(pipeline: Path) -> Base:
-    """A base model from its diffusers folder; weights numpy float32.
+    """A base model from its diffusers folder; weights in numpy, numbers as the files have them.
 
     Raises:
         UserError: files are missing, damaged, not supported or do not fit; the message names them.
@@ -245,7 +255,7 @@ def read_base(pipeline: Path) -> Base:
     arch = architecture(read_configs(pipeline), str(pipeline))
 
     def read(part: Part) -> Tree:
-        return read_part(part, network_file(pipeline, part), arch)
+        return read_part(part, network_file(pipeline, part), arch, None)
 
     texts: list[Part] = ["text_encoder", "text_encoder_2"]
     index = read_json(pipeline / INDEX) if (pipeline / INDEX).is_file() else {}
@@ -257,6 +267,32 @@ def read_base(pipeline: Path) -> Base:
         tuple(pipeline / name for name in held.tokenizers),
         index.get("force_zeros_for_empty_prompt", arch.text_2 is not None) is True,
     )
+
+
+def base_facts(pipeline: Path) -> Facts:
+    """What a base model's configs tell. Those of few steps have `trailing` steps, the first of them
+    at the last timestep.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    held = contents(pipeline)
+    scheduler = read_json(pipeline / CONFIGS["scheduler"])
+    few = scheduler.get("timestep_spacing") == "trailing"
+    return Facts(pair=False, few_steps=few, texts=len(held.tokenizers))
+
+
+def base_pipeline(folder: Path) -> Pipeline:
+    """`read_base`, as everything an edit needs.
+
+    Raises:
+        UserError: see `read_base`.
+    """
+    base = read_base(folder)
+    texts = dict(zip(("text_encoder", "text_encoder_2"), base.texts, strict=False))
+    weights = Weights(base.unet, None, None, base.vae, **texts)
+    tokenizer, *second = base.tokenizers
+    return Pipeline(base.architecture, weights, tokenizer, base_facts(folder), *second)
 
 
 def with_guidance(unet: UNetConfig, teacher: Mapping[str, Any]) -> UNetConfig:
@@ -288,12 +324,14 @@ def convert_files(files: Files) -> tuple[Architecture, Weights]:
     def network(part: Part) -> Tree:
         return read_part(part, network_file(files.pipeline, part), arch)
 
+    second = network("text_encoder_2") if arch.text_2 else None
     weights = Weights(
         unet=unet,
         forward=read_lora(files.forward, unet),
         backward=read_lora(files.backward, unet),
         vae=network("vae"),
         text_encoder=network("text_encoder"),
+        text_encoder_2=second,
     )
     return arch, weights
 

@@ -33,12 +33,15 @@ PREFIXES = ("module.", "_orig_mod.", "unet.")
 """What wrappers (data parallel, compiled, a pipeline) put before every name."""
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
+def read_tensors(path: Path, prefixes: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """Reads a `.safetensors` file, a torch `.pt`, `.pth` or `.bin` state dict, or the parts that an
     index (`.index.json`) names.
 
     Tensors keep their names, shapes and dtypes (bfloat16 is `ml_dtypes.bfloat16`). No pickled
     code is run: torch files are read with `weights_only=True`.
+
+    Args:
+        prefixes: of a `.safetensors` file only the tensors whose names begin so, if there are any.
 
     Raises:
         UserError: the file is missing, damaged, of another format or holds something that is
@@ -50,7 +53,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     if _INDEX.search(path.name):
         tensors = _read_parts(path)
     elif path.suffix == ".safetensors":
-        tensors = _read_safetensors(path)
+        tensors = _read_safetensors(path, prefixes)
     elif path.suffix in TORCH_SUFFIXES:
         tensors = _read_torch(path)
     else:
@@ -163,10 +166,12 @@ def number_types(path: Path) -> set[str]:
     return {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def _read_safetensors(path: Path, prefixes: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
         with opened(path) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            wanted = [name for name in names if name.startswith(prefixes)] or names
+            return {name: file.get_tensor(name) for name in wanted}
     except (AttributeError, KeyError, TypeError) as error:  # of a type that numpy lacks
         kinds = ", ".join(sorted(number_types(path)))
         raise UserError(

@@ -8,6 +8,8 @@
                                      where it is there, goes before others
     *reverse*.safetensors            LoRA of the backward model
 
+A pair of SDXL has `stable-diffusion-xl-base-1.0` and `sdxl_cfg_distill` in the place of the first
+two.
 These are the published names. What training writes has them too.
 
 A base model, of SD1.x or SDXL, is one such diffusers folder with the UNet in it, wherever it lies.
@@ -27,9 +29,11 @@ from ie_jax.errors import UserError
 from ie_jax.weights.download import files_like, home, unpack
 from ie_jax.weights.formats import VARIANTS, names, read_json, weight_file
 from ie_jax.weights.original import is_checkpoint
-from ie_jax.weights.published import FINE_TUNED, HUB_SD15, TEACHER, Files
+from ie_jax.weights.published import FINE_TUNED, HUB_SD15, HUB_SDXL, TEACHER, TEACHER_SDXL, Files
 
-PIPELINE = HUB_SD15.rpartition("/")[2]
+PIPELINE, PIPELINE_SDXL = (hub.rpartition("/")[2] for hub in (HUB_SD15, HUB_SDXL))
+KINDS = {PIPELINE: (TEACHER, "iCD-SD15"), PIPELINE_SDXL: (TEACHER_SDXL, "iCD-SDXL")}
+"""Of a pair by its pipeline's folder: what the UNet is called, and how archives of LoRAs begin."""
 CONFIGS = {
     "unet": "unet/config.json",
     "vae": "vae/config.json",
@@ -39,8 +43,6 @@ CONFIGS = {
 SECOND = {"text_encoder_2": "text_encoder_2/config.json"}
 """What SDXL has beside them."""
 INDEX = "model_index.json"
-NETWORKS = ("vae", "text_encoder")
-"""What a pair of models takes from a pipeline's folder."""
 DIFFUSERS, TRANSFORMERS = ("diffusion_pytorch_model",), ("model", "pytorch_model")
 STEMS = {
     "unet": DIFFUSERS,
@@ -87,6 +89,11 @@ class Contents:
     configs: Mapping[str, str]
     tokenizers: tuple[str, ...]
 
+    @property
+    def networks(self) -> list[str]:
+        """Those that a pair of models takes from it."""
+        return [name for name in self.configs if name not in ("unet", "scheduler")]
+
     def lacking(self, pipeline: Path, networks: Iterable[str]) -> list[str]:
         """Its configs, tokenizers and weights of `networks` that are not there, in words."""
         lacks = [name for name in self.configs.values() if not (pipeline / name).is_file()]
@@ -128,12 +135,17 @@ def contents(pipeline: Path) -> Contents:
     return CLASSES[name]
 
 
+def is_base(folder: Path) -> bool:
+    """Whether this is a base model's diffusers folder, and not one of a pair."""
+    return any((folder / name).is_file() for name in (INDEX, CONFIGS["unet"]))
+
+
 def find_files(folder: Path, *, forward: str | None = None, backward: str | None = None) -> Files:
     """Finds everything one pair of models is converted from in a folder that the user filled.
 
     Weight files may lie one folder deeper than this file's head shows, or still in their archives,
-    `sd15_cfg_distill*.tar.gz` and `iCD-SD15*.tar.gz`: these are unpacked under `download.home()`,
-    so that `folder` is never written to. The UNet may be a `.pt` file.
+    such as `sd15_cfg_distill*.tar.gz` and `iCD-SD15*.tar.gz`: these are unpacked under
+    `download.home()`, so that `folder` is never written to. The UNet may be a `.pt` file.
 
     Args:
         folder: the user's folder.
@@ -146,9 +158,10 @@ def find_files(folder: Path, *, forward: str | None = None, backward: str | None
     folder = folder.expanduser().absolute()
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    pipeline = folder / PIPELINE
-    lacks = contents(pipeline).lacking(pipeline, NETWORKS)
-    problems = [f"{PIPELINE}/{name}" for name in lacks]
+    kind = next((name for name in KINDS if (folder / name).is_dir()), PIPELINE)
+    pipeline, (unet, archive) = folder / kind, KINDS[kind]
+    held = contents(pipeline)
+    problems = [f"{kind}/{name}" for name in held.lacking(pipeline, held.networks)]
 
     def choose(archives: str, *preferences: str) -> Path:
         """The one file that matches the first preference that any file matches."""
@@ -163,14 +176,14 @@ def find_files(folder: Path, *, forward: str | None = None, backward: str | None
             problems.append(" or ".join(preferences) + (f" (choose from {names})" if found else ""))
         return found[0] if found else folder
 
-    teacher = choose(f"{TEACHER}*.tar.gz", f"{TEACHER}.safetensors", f"{TEACHER}.pt")
+    teacher = choose(f"{unet}*.tar.gz", f"{unet}.safetensors", f"{unet}.pt")
     forwards = [glob.escape(forward)] if forward else [FINE_TUNED, "*forward*.safetensors"]
     backwards = [glob.escape(backward)] if backward else ["*reverse*.safetensors"]
     files = Files(
         pipeline=pipeline,
         teacher=teacher,
-        forward=choose("iCD-SD15*.tar.gz", *forwards),
-        backward=choose("iCD-SD15*.tar.gz", *backwards),
+        forward=choose(f"{archive}*.tar.gz", *forwards),
+        backward=choose(f"{archive}*.tar.gz", *backwards),
     )
     if problems:
         raise UserError(f"{folder} has missing or ambiguous files: {'; '.join(problems)}")
@@ -183,7 +196,7 @@ def shallow_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in found
-        if path.is_file() and path.parent.name != PIPELINE and not path.name.startswith(".")
+        if path.is_file() and path.parent.name not in KINDS and path.name[0] != "."
     )
 
 
@@ -238,8 +251,9 @@ def lacks_tokenizer(folder: Path) -> list[str]:
 
 
 def tokenizer_files(pipeline: Path) -> list[Path]:
-    """Those that are there."""
-    paths = (pipeline / "tokenizer" / name for name in TOKENIZER_FILES)
+    """Those that are there, of one tokenizer or two."""
+    folders = (pipeline / name for name in contents(pipeline).tokenizers)
+    paths = (folder / name for folder in folders for name in TOKENIZER_FILES)
     return [path for path in paths if path.is_file()]
 
 

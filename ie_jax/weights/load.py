@@ -14,22 +14,31 @@ from safetensors.numpy import load_file, save_file
 
 from ie_jax.errors import UserError
 from ie_jax.files import folder_appearing_whole, sha256
+from ie_jax.models.networks import Architecture
 from ie_jax.weights.convert import flatten, unflatten
-from ie_jax.weights.download import fetch, home, verify
+from ie_jax.weights.download import fetch, fetch_files, home, verify
 from ie_jax.weights.embedded import EMBEDDED, check_sums, embedded_files
 from ie_jax.weights.facts import NOTHING, Facts, facts_of, header
-from ie_jax.weights.folder import Pipeline, Weights, architecture, convert_files, read_configs
+from ie_jax.weights.folder import (
+    Pipeline,
+    Weights,
+    architecture,
+    base_facts,
+    base_pipeline,
+    convert_files,
+    read_configs,
+)
 from ie_jax.weights.formats import read_json, read_metadata
 from ie_jax.weights.layout import (
-    CONFIGS,
-    NETWORKS,
+    contents,
     find_files,
+    is_base,
     lacks_tokenizer,
     network_file,
     tokenizer_files,
 )
 from ie_jax.weights.lora_files import file_of, read_fitting
-from ie_jax.weights.published import PUBLISHED, Files
+from ie_jax.weights.published import BASES, PUBLISHED, Files
 from ie_jax.weights.untrained import UNTRAINED, random_pipeline
 
 RANDOM = "random"
@@ -55,8 +64,8 @@ def load_pipeline(
     """Everything an edit needs.
 
     Args:
-        model: `random`, a name in `EMBEDDED` or `PUBLISHED`, or a folder of upstream files (see
-            `layout`).
+        model: `random`, a name in `EMBEDDED`, `PUBLISHED` or `BASES`, or a folder of upstream files
+            (see `layout`).
         forward, backward: for any model, path of a LoRA to take in the place of its own, with a
             folder in it (`./lora.safetensors`); or file names of the LoRAs in a folder of upstream
             files, or an embedded model, that holds several.
@@ -66,6 +75,7 @@ def load_pipeline(
     Raises:
         UserError: unknown name, missing, damaged or unfitting files, or no place for the cache.
     """
+    base = facts_before_loading(model, forward, backward) if is_a_base(model) else None
     own = {part: path for part, name in pair(forward, backward) if (path := lora_file(name))}
     names = {part: name for part, name in pair(forward, backward) if part not in own}
     try:
@@ -77,7 +87,12 @@ def load_pipeline(
         raise UserError(
             f"cannot use the cache folder {home()}: {error}: name another in IE_JAX_HOME"
         ) from error
-    facts = with_own_forward(pipeline.facts, own["forward"]) if "forward" in own else pipeline.facts
+    if base is not None:
+        facts = base
+    elif "forward" in own:
+        facts = with_own_forward(pipeline.facts, own["forward"])
+    else:
+        facts = pipeline.facts
     return replace(pipeline, weights=replace(pipeline.weights, **loras), facts=facts)
 
 
@@ -86,7 +101,7 @@ def load(
 ) -> Pipeline:
     """`load_pipeline` with the model's own files."""
     name = forward or backward
-    if name and (model == RANDOM or model in PUBLISHED):
+    if name and (model == RANDOM or model in PUBLISHED or is_a_base(model)):
         raise UserError(
             f"no LoRA file {name!r}: give a path with a folder in it, such as ./{Path(name).name}"
         )
@@ -101,8 +116,29 @@ def load(
         files = fetch(source, folder, offline=offline, progress=progress)
         pipeline = converted(files, check=lambda: verify(folder, source))
         return replace(pipeline, facts=source.facts)
+    if is_a_base(model):  # read as it is: a converted copy would take as much room again
+        return base_pipeline(base_folder(model, offline, progress))
     files = find_files(model_folder(model), forward=forward, backward=backward)
     return with_facts(converted(files), files)
+
+
+def is_a_base(model: str) -> bool:
+    """Whether a name or path is a base model's."""
+    return model in BASES or is_base(Path(model).expanduser())
+
+
+def base_folder(model: str, offline: bool, progress: bool) -> Path:
+    """The diffusers folder of a base model, downloaded where it is published.
+
+    Raises:
+        UserError: it cannot be had, or has changed since.
+    """
+    if model not in BASES:
+        return Path(model).expanduser().absolute()
+    source, folder = BASES[model], home() / "published"
+    fetch_files(source, folder, offline=offline, progress=progress)
+    verify(folder, source)
+    return folder / source.folder
 
 
 def model_folder(model: str) -> Path:
@@ -113,14 +149,19 @@ def model_folder(model: str) -> Path:
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        names = ", ".join([RANDOM, *EMBEDDED, *PUBLISHED])
+        names = ", ".join([RANDOM, *EMBEDDED, *PUBLISHED, *BASES])
         raise UserError(f"no model or folder named {model!r}: give one of {names}, or a folder")
     return folder
 
 
 def with_facts(pipeline: Pipeline, files: Files) -> Pipeline:
     """A pipeline with what its files tell."""
-    return replace(pipeline, facts=facts_of(files.forward, files.backward))
+    return replace(pipeline, facts=facts_of_pair(files))
+
+
+def facts_of_pair(files: Files) -> Facts:
+    """What a pair's files tell."""
+    return facts_of(files.forward, files.backward, len(contents(files.pipeline).tokenizers))
 
 
 def pair(forward: str | None, backward: str | None) -> list[tuple[str, str | None]]:
@@ -155,18 +196,23 @@ def facts_before_loading(
     Raises:
         UserError: the model's files are missing or damaged, or a LoRA does not fit.
     """
+    if is_a_base(model):
+        if forward:
+            raise UserError(f"--forward: {model} is no pair of models: it takes --backward alone")
+        facts = BASES[model].facts if model in BASES else base_facts(Path(model).expanduser())
+        return replace(facts, few_steps=facts.few_steps or backward is not None)
     own = lora_file(forward)
     forward, backward = (None if lora_file(x) else x for x in (forward, backward))
     if model in EMBEDDED:
         files = embedded_files(model, forward, backward)
-        facts = facts_of(files.forward, files.backward)
+        facts = facts_of_pair(files)
     elif model in PUBLISHED:
         facts = PUBLISHED[model].facts
     elif model == RANDOM:
         facts = UNTRAINED
     else:
         files = find_files(model_folder(model), forward=forward, backward=backward)
-        facts = facts_of(files.forward, files.backward)
+        facts = facts_of_pair(files)
     return with_own_forward(facts, own) if own else facts
 
 
@@ -191,8 +237,9 @@ def lora_file(name: str | None) -> Path | None:
 def cache_key(files: Files) -> str:
     """The `fingerprint` of all source files."""
     weights = (files.teacher, files.forward, files.backward)
-    configs = (files.pipeline / name for name in CONFIGS.values())
-    networks = (network_file(files.pipeline, part) for part in NETWORKS)
+    held = contents(files.pipeline)
+    configs = (files.pipeline / name for name in held.configs.values())
+    networks = (network_file(files.pipeline, part) for part in held.networks)
     return fingerprint([*weights, *configs, *networks, *tokenizer_files(files.pipeline)])
 
 
@@ -234,12 +281,18 @@ def converted(files: Files, check: Callable[[], object] = lambda: None) -> Pipel
         with folder_appearing_whole(folder) as new:
             save_file(flat, new / "weights.safetensors")
             (new / "configs.json").write_text(json.dumps(configs), encoding="utf-8")
-            (new / "tokenizer").mkdir()
             for path in tokenizer_files(files.pipeline):
-                shutil.copy(path, new / "tokenizer" / path.name)
+                (new / path.parent.name).mkdir(exist_ok=True)
+                shutil.copy(path, new / path.parent.name / path.name)
             (new / SUMS).write_text(json.dumps(sums_of(new)), encoding="utf-8")
     forget_oldest(folder.parent, keep=KEPT)
-    return Pipeline(arch, weights, folder / "tokenizer")
+    return cached_pipeline(folder, arch, weights)
+
+
+def cached_pipeline(folder: Path, arch: Architecture, weights: Weights) -> Pipeline:
+    """A pipeline whose tokenizers are in the cache."""
+    second = folder / "tokenizer_2" if arch.text_2 else None
+    return Pipeline(arch, weights, folder / "tokenizer", tokenizer_2=second)
 
 
 def sums_of(folder: Path) -> dict[str, str]:
@@ -257,9 +310,10 @@ def read_cache(folder: Path) -> Pipeline:
         raise ValueError(f"{folder} has changed")
     arch = architecture(read_json(folder / "configs.json"), str(folder))
     weights = Weights(**unflatten(load_file(folder / "weights.safetensors")))
-    if lacks_tokenizer(folder / "tokenizer"):
+    pipeline = cached_pipeline(folder, arch, weights)
+    if any(map(lacks_tokenizer, pipeline.tokenizers)):
         raise FileNotFoundError(folder / "tokenizer")
-    return Pipeline(arch, weights, folder / "tokenizer")
+    return pipeline
 
 
 def forget_oldest(folder: Path, keep: int) -> None:

@@ -20,7 +20,7 @@ from ie_jax.files import appearing_whole, parse_json
 from ie_jax.models.lora import ALPHA, lora_shapes
 from ie_jax.weights.convert import as_upstream, convert, flatten
 from ie_jax.weights.formats import read_json, read_metadata, read_tensors, write_tensors
-from ie_jax.weights.names import KOHYA, LORA, kohya, peft
+from ie_jax.weights.names import KOHYA, LORA, kohya, local, peft
 from ie_jax.weights.original import originals
 
 Tree = Any
@@ -76,7 +76,8 @@ def read_lora(path: Path, base: Tree) -> Tree:
         raise UserError(f"{where}: no LoRA in the naming of PEFT, diffusers or kohya's tools")
     rank = max(x.tensors["down"].shape[0] for x in modules)
     for module in modules:
-        down, up = brought_to(rank, module, config, where)
+        convolution = is_convolution(module.name, base)
+        down, up = brought_to(rank, module, config, where, convolution)
         here = module.name.replace(".", "/")
         rest[peft(here, "down")], rest[peft(here, "up")] = down, up
     return convert(rest, LORA, lora_shapes(base, rank), where)
@@ -115,7 +116,8 @@ def read_fitting(path: Path, base: Tree, model: str) -> Tree:
         if len(widths) == 1 and widths != {width}:
             (found,) = widths
             kind = TEXT_WIDTHS.get(found, "another model")
-            hint = ": take --model icd-sd15 or sd15" if found == 768 else ""
+            models = {768: "icd-sd15 or sd15", 2048: "icd-sdxl"}
+            hint = f": take --model {models[found]}" if found in models else ""
             raise UserError(
                 f"{path}: is a LoRA for {kind} (text of width {found}), {model} has width {width}"
                 f"{hint}"
@@ -182,9 +184,9 @@ def plain(module: str) -> str:
 
 
 def brought_to(
-    rank: int, module: Module, config: Mapping[str, Any], where: str
+    rank: int, module: Module, config: Mapping[str, Any], where: str, convolution: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The factors with alpha 8 and of this rank, in PyTorch's layout.
+    """The factors with alpha 8 and of this rank, in PyTorch's layout for a convolution or not.
 
     Raises:
         UserError: the factors do not fit each other, or alpha is not one number.
@@ -201,7 +203,7 @@ def brought_to(
         more = rank - own
         down = np.concatenate([down, np.zeros((more, *down.shape[1:]), down.dtype)])
         up = np.concatenate([up, np.zeros((len(up), more, *up.shape[2:]), up.dtype)], axis=1)
-    return as_module(module.name, down), as_module(module.name, up)
+    return as_module(down, convolution), as_module(up, convolution)
 
 
 def alpha_of(module: Module, rank: int, config: Mapping[str, Any], where: str) -> float:
@@ -221,14 +223,20 @@ def alpha_of(module: Module, rank: int, config: Mapping[str, Any], where: str) -
     return float(rank) if module.files[0].startswith(KOHYA) else ALPHA
 
 
-def as_module(name: str, x: np.ndarray) -> np.ndarray:
+def as_module(x: np.ndarray, convolution: bool) -> np.ndarray:
     """A factor of a linear layer that was saved as a 1 x 1 convolution, or the reverse."""
-    convolution = not re.search(r"(to_[qkv]|to_out\.0|net\.0\.proj|net\.2|time_emb_proj)$", name)
     if convolution and x.ndim == 2:
         return x[:, :, None, None]
     if not convolution and x.ndim == 4 and x.shape[2:] == (1, 1):
         return x[:, :, 0, 0]
     return x
+
+
+def is_convolution(name: str, base: Tree) -> bool:
+    """Whether a module of the base is one; of SDXL's around transformers none is."""
+    for part in local(name).split("/"):
+        base = base[part]
+    return len(base["kernel"].shape) == 4
 
 
 # --- PEFT's config --------------------------------------------------------------------------------

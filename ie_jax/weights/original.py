@@ -14,12 +14,14 @@ from ie_jax.errors import UserError
 Tensors = dict[str, np.ndarray]
 
 UNET = "model.diffusion_model."
-PREFIXES = {
-    "unet": UNET,
-    "denoiser": UNET,
-    "vae": "first_stage_model.",
-    "text_encoder": "cond_stage_model.transformer.",
+PREFIXES: dict[str, tuple[str, ...]] = {
+    "unet": (UNET,),
+    "denoiser": (UNET,),
+    "vae": ("first_stage_model.",),
+    "text_encoder": ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer."),
+    "text_encoder_2": ("conditioner.embedders.1.model.",),
 }
+"""Of each part in SD1.x and in SDXL."""
 RESNET = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
@@ -32,6 +34,8 @@ OUTSIDE = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
     "time_embed.cond_proj": "time_embedding.cond_proj",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
     "input_blocks.0.0": "conv_in",
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
@@ -51,6 +55,22 @@ VAE = (
 )
 
 
+OPEN_CLIP = (
+    (r"positional_embedding", "text_model.embeddings.position_embedding.weight"),
+    (r"(token_embedding\.weight)", r"text_model.embeddings.\1"),
+    (r"ln_final\.(.*)", r"text_model.final_layer_norm.\1"),
+    (r"transformer\.resblocks\.(\d+\.)ln_([12]\..*)", r"text_model.encoder.layers.\1layer_norm\2"),
+    (r"transformer\.resblocks\.(\d+\.)mlp\.c_fc(\..*)", r"text_model.encoder.layers.\1mlp.fc1\2"),
+    (r"transformer\.resblocks\.(\d+\.)mlp\.c_proj(\..*)", r"text_model.encoder.layers.\1mlp.fc2\2"),
+    (
+        r"transformer\.resblocks\.(\d+\.)attn\.(out_proj\..*)",
+        r"text_model.encoder.layers.\1self_attn.\2",
+    ),
+)
+FUSED = re.compile(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)")
+"""Queries, keys and values of a layer, one above the other."""
+
+
 def is_checkpoint(names: Iterable[str]) -> bool:
     """Whether these are the names of a single-file checkpoint."""
     return any(name.startswith(UNET) for name in names)
@@ -62,19 +82,26 @@ def part_of(tensors: Tensors, part: str, where: str) -> Tensors:
     Raises:
         UserError: it is one, but the part is not in it, or is of another kind.
     """
-    if not is_checkpoint(tensors) or part not in PREFIXES:
+    prefixes = PREFIXES.get(part, ())
+    found = {
+        name.removeprefix(prefix): x
+        for prefix in prefixes
+        for name, x in tensors.items()
+        if name.startswith(prefix)
+    }
+    if not found and not (prefixes and is_checkpoint(tensors)):
         return tensors
-    prefix = PREFIXES[part]
-    found = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
     if not found:
         kinds = sorted({".".join(name.split(".")[:2]) for name in tensors})
         raise UserError(
-            f"{where}: a single-file checkpoint without {prefix}*, the {part} of Stable Diffusion "
-            f"1.x; it has {', '.join(kinds[:6])}"
+            f"{where}: a single-file checkpoint without {'*, '.join(prefixes)}*, the {part} of "
+            f"Stable Diffusion; it has {', '.join(kinds[:6])}"
         )
-    if prefix == UNET:
-        return unet_names(found)
-    return vae_names(found) if part == "vae" else found
+    if part == "text_encoder":
+        return found
+    if part == "text_encoder_2":
+        return open_clip_names(found)
+    return vae_names(found) if part == "vae" else unet_names(found)
 
 
 def unet_names(tensors: Tensors) -> Tensors:
@@ -137,6 +164,23 @@ def originals(module: str, layers: int) -> list[str]:
     if side == "down":
         number, blocks = number + 1, "input_blocks"
     return [f"{blocks}.{number}.{'1' if kind == 'attentions' else '0'}.{rest}"]
+
+
+def open_clip_names(tensors: Tensors) -> Tensors:
+    """The second text encoder's, as transformers has them."""
+    found: Tensors = {}
+    for name, x in tensors.items():
+        if match := FUSED.fullmatch(name):
+            for part, third in zip("qkv", np.split(x, 3), strict=True):
+                place = f"text_model.encoder.layers.{match[1]}.self_attn.{part}_proj"
+                found[f"{place}.{match[2]}"] = third
+        elif name == "text_projection":  # a matrix that stands on the other side
+            found["text_projection.weight"] = x.T
+        elif name != "logit_scale":
+            for pattern, new in OPEN_CLIP:
+                name = re.sub(f"^{pattern}$", new, name)
+            found[name] = x
+    return found
 
 
 def vae_names(tensors: Tensors) -> Tensors:

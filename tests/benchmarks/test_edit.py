@@ -3,12 +3,17 @@
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from benchmarks import edit
-from benchmarks.models import architecture_of
+from benchmarks.models import architecture_of, pipeline_of
 from benchmarks.work import edit_work
 from ie_jax.errors import UserError
+from ie_jax.models.architecture import unet_config
+from tests.models.test_architecture import SD15, SDXL
 
 
 @pytest.mark.slow
@@ -29,11 +34,12 @@ def test_table_relates_ours_to_torch() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", ["random", "random-sdxl-tiny"])
 def test_measures_a_start_and_warm_edits(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "results.json"
-    command = ["--model", "random", "--edits", "plain", "--no-torch", "--repeats", "2"]
+    command = ["--model", model, "--edits", "plain", "--no-torch", "--repeats", "2"]
     edit.main([*command, "--output", str(output)])
     ours = json.loads(output.read_text())["results"]["plain"]["ours"]
     assert len(ours["all latencies"]) == 2
@@ -42,7 +48,22 @@ def test_measures_a_start_and_warm_edits(
     assert "| plain | ours |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("bad", [["--repeats", "0"], ["--model", "random-huge"]])
+def test_random_sdxl_is_as_large_as_sdxl() -> None:
+    published = unet_config(SD15 | SDXL | {"time_cond_proj_dim": 512})
+    assert architecture_of("sdxl").unet == published
+
+
+@pytest.mark.slow
+def test_sdxl_in_bfloat16_is_never_held_in_float32() -> None:
+    weights = pipeline_of("random-sdxl-tiny", param="bfloat16").weights
+    low = {x.dtype for x in jax.tree.leaves((weights.unet, weights.text_encoder_2))}
+    assert low == {jnp.dtype(jnp.bfloat16)}
+    assert {x.dtype for x in jax.tree.leaves(weights.vae)} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    "bad", [["--repeats", "0"], ["--model", "random-huge"], ["--model", "random-sdxl-tiny"]]
+)
 def test_refuses_bad_input(bad: list[str]) -> None:
     with pytest.raises(UserError, match=bad[1]):
         edit.main(bad)

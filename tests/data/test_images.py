@@ -109,6 +109,25 @@ def test_aspect_does_not_stretch() -> None:
     assert abs(int(dark.any(0).sum()) - int(dark.any(1).sum())) <= 1
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "size", "shape"),
+    [
+        (300, 300, 1024, (1024, 1024)),
+        (1600, 1000, 1024, (1280, 768)),
+        (1000, 1600, 1024, (768, 1280)),
+        (400, 300, 1024, (1152, 896)),
+        (900, 100, 1024, (2048, 512)),
+        (400, 300, 512, (576, 448)),
+    ],
+)
+def test_buckets_are_the_shapes_of_training(
+    width: int, height: int, size: int, shape: tuple[int, int]
+) -> None:
+    assert preprocess(noise(height, width), size, "buckets").shape[1::-1] == shape
+    with pytest.raises(UserError, match="with a side over"):
+        preprocess(noise(100, 900), 1100, "buckets")
+
+
 def test_aspect_leaves_a_picture_of_fitting_shape_alone() -> None:
     image = noise(64, 128)
     np.testing.assert_array_equal(preprocess(image, 64, "aspect"), image)

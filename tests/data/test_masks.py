@@ -40,6 +40,12 @@ def test_one_of_the_results_shape_is_taken_as_it_is(photo: Path, tmp_path: Path)
     assert found[:, 0].all() and not found[:, 1:].any()
 
 
+def test_a_mask_lies_on_its_photo_in_any_bucket(photo: Path, tmp_path: Path) -> None:
+    path = painted(tmp_path / "mask.png", (120, 80), (0, 0, 60, 80))
+    found = load_mask(path, photo, (32, 48), "buckets")
+    assert found.shape == (32, 48) and found[:, :23].all() and not found[:, 25:].any()
+
+
 @pytest.mark.parametrize(
     ("size", "box", "message"),
     [

@@ -53,7 +53,8 @@ FAST = ("ddim", "p2p", "masactrl", "icd")
     "name", [x if x in FAST else pytest.param(x, marks=pytest.mark.slow) for x in METHODS]
 )
 def test_a_method_takes_batches_and_no_value_recompiles_it(name: Any, pipeline: Pipeline) -> None:
-    config = EditConfig("random", method=name, baseline=SHORT, match_statistics=False)
+    short = replace(SHORT, steps=3) if name == "turboedit" else SHORT
+    config = EditConfig("random", method=name, baseline=short, match_statistics=False)
     editor = Editor(pipeline, config)
     images, sources = pictures(2), ["a cat", "a red house"]
     targets = [["a dog", "a cat"], ["a blue house", "a red tree"]]
@@ -65,7 +66,7 @@ def test_a_method_takes_batches_and_no_value_recompiles_it(name: Any, pipeline: 
     swapped = editor.apply(images[::-1], sources[::-1], targets[::-1])
     np.testing.assert_allclose(np.asarray(swapped.latents)[:, ::-1], first, rtol=2e-3, atol=2e-3)
     program = editor.programs[name]
-    changed = replace(SHORT, guidance=3.0, interpolation=0.5, first_step=1, cross_steps=1.0)
+    changed = replace(short, guidance=3.0, interpolation=0.5, first_step=1, cross_steps=1.0)
     editor.config = replace(config, baseline=replace(changed, layout=1.0, appearance=1.0))
     other = editor.apply(images, sources, [["a fox", "a cat"], ["a hat", "a tree"]], seed=4)
     assert len(program.compiled) == 1
@@ -95,6 +96,8 @@ def test_what_is_not_given_is_as_published() -> None:
         ({"cross_steps": 1.5}, "shares, from 0 to 1"),
         ({"inner_steps": 0}, "inner_steps must be 1 or more"),
         ({"bounds": (2.0, 1.0)}, "0 <= lower <= upper"),
+        ({"highest": 1.5}, "highest over 0 and at most 1"),
+        ({"prior": -1.0}, "prior must not be negative"),
     ],
 )
 def test_nonsense_is_refused(settings: dict[str, Any], told: str) -> None:

@@ -1,6 +1,7 @@
 """A tiny model in parts, for tests of model folders."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,23 @@ import jax
 import numpy as np
 
 from ie_jax.models.lora import lora_shapes
+from ie_jax.models.shapes import draw
 from ie_jax.weights.convert import write_network
 from ie_jax.weights.folder import TABLES, architecture, shapes
-from ie_jax.weights.layout import CONFIGS, INDEX, PIPELINE, STEMS, TWO_TEXTS, Part
+from ie_jax.weights.layout import (
+    CONFIGS,
+    INDEX,
+    PIPELINE,
+    PIPELINE_SDXL,
+    STEMS,
+    TWO_TEXTS,
+    Part,
+)
+from ie_jax.weights.lora_files import write_lora
+from ie_jax.weights.published import TEACHER_SDXL
 from ie_jax.weights.untrained import RANDOM_CONFIGS, write_byte_tokenizer
 
+SDXL_REVERSE = "reverse_249_499_699_999"
 METADATA = {"trained_on": "made-up pictures", "steps": "3"}
 
 
@@ -57,10 +70,15 @@ SDXL: dict[str, dict[str, Any]] = {
 """What SDXL's networks have otherwise."""
 
 
-def write_sdxl(folder: Path) -> dict[str, Any]:
-    """A base model of SDXL's kind, as diffusers writes its float16 variant; returns its parts."""
+def write_sdxl(folder: Path, spacing: str = "trailing") -> dict[str, Any]:
+    """A base model of SDXL's kind, as diffusers writes its float16 variant; returns its parts.
+
+    Args:
+        spacing: of the scheduler's steps; SDXL-Turbo's are trailing.
+    """
     index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
-    configs = RANDOM_CONFIGS | SDXL
+    scheduler = RANDOM_CONFIGS["scheduler"] | {"timestep_spacing": spacing}
+    configs = RANDOM_CONFIGS | SDXL | {"scheduler": scheduler}
     arch = architecture(configs, "")
     rng = np.random.default_rng(0)
     parts: tuple[Part, ...] = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -70,7 +88,8 @@ def write_sdxl(folder: Path) -> dict[str, Any]:
         (folder / file).write_text(json.dumps(configs[name]), encoding="utf-8")
     for part in parts:
         trees[part] = jax.tree.map(
-            lambda x: rng.standard_normal(x.shape).astype(np.float16), shapes(part, arch)
+            lambda x: (x + 0.1 * rng.standard_normal(x.shape)).astype(np.float16),
+            draw(shapes(part, arch), 0),
         )
         path = folder / part / f"{STEMS[part][0]}.fp16.safetensors"
         write_network(path, trees[part], TABLES[part], "float16")
@@ -78,6 +97,28 @@ def write_sdxl(folder: Path) -> dict[str, Any]:
         write_byte_tokenizer(folder / name)
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
     return trees
+
+
+def write_sdxl_pair(folder: Path) -> dict[Part, Any]:
+    """A pair of SDXL's kind, in the published names; returns its UNet and LoRAs."""
+    write_sdxl(folder / PIPELINE_SDXL)
+    (folder / PIPELINE_SDXL / "unet" / f"{STEMS['unet'][0]}.fp16.safetensors").unlink()
+    arch = architecture(RANDOM_CONFIGS | SDXL, "")
+    unet = shapes("unet", replace(arch, unet=replace(arch.unet, time_cond_proj_dim=8)))
+    rng = np.random.default_rng(1)
+
+    def moved(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda x: (x + 0.1 * rng.standard_normal(x.shape)).astype(np.float32), draw(tree, 1)
+        )
+
+    parts: dict[Part, Any] = {"unet": moved(unet)}
+    write_network(folder / f"{TEACHER_SDXL}.safetensors", parts["unet"], TABLES["unet"])
+    names: dict[Part, str] = {"forward": "forward_19_249_499_699", "backward": SDXL_REVERSE}
+    for part, name in names.items():
+        parts[part] = moved(lora_shapes(unet, 4))
+        write_lora(folder / f"iCD-SDXL-{name}.safetensors", parts[part])
+    return parts
 
 
 @cache

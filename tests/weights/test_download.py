@@ -7,13 +7,26 @@ import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from ie_jax.errors import UserError
 from ie_jax.weights import download
 from ie_jax.weights.download import fetch, home, verify
+from ie_jax.weights.facts import Facts
 from ie_jax.weights.formats import read_tensors
-from ie_jax.weights.published import HUB_CYCLE, HUB_SD15, PUBLISHED
+from ie_jax.weights.layout import PIPELINE_SDXL
+from ie_jax.weights.load import load_pipeline
+from ie_jax.weights.published import (
+    BASES,
+    HUB_CYCLE,
+    HUB_SD15,
+    HUB_SDXL,
+    PUBLISHED,
+    TEACHER_SDXL,
+)
+from tests.weights.models import write_sdxl, write_sdxl_pair
 from tests.weights.server import (
     ARCHIVE_PATH,
     Server,
@@ -80,6 +93,8 @@ def test_fetches_all_files_of_every_source(server: Server, folder: Path) -> None
     checkpoints = server.files[LORA_PATH].parent
     reverse = (checkpoints / "iCD-SD15-reverse_259_519_779_999.safetensors").read_bytes()
     for name, source in PUBLISHED.items():
+        if source.facts.texts > 1:
+            continue
         files = get(folder, name)
         assert files.teacher.read_bytes() == (checkpoints / "sd15_cfg_distill.pt").read_bytes()
         assert files.forward.read_bytes() == server.files[LORA_PATH].read_bytes()
@@ -92,6 +107,62 @@ def test_fetches_all_files_of_every_source(server: Server, folder: Path) -> None
     asked = [request.path for request in server.gets() if request.path in server.files]
     assert sorted(asked) == sorted(server.files)
     assert leftovers(folder) == []
+
+
+def test_a_base_model_is_fetched_once_and_read_as_it_is(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, home = BASES["sdxl-turbo"], tmp_path / "home"
+    parts = write_sdxl(tmp_path / "upstream")
+    server.files = {
+        f"/stabilityai/sdxl-turbo/resolve/main/{file.name}": tmp_path / "upstream" / file.name
+        for file in source.hub_files
+    }
+    monkeypatch.setenv("IE_JAX_HOME", str(home))
+    pipeline = load_pipeline("sdxl-turbo", progress=False)
+    assert pipeline.facts == source.facts
+    for part, tree in parts.items():
+        jax.tree.map(np.testing.assert_array_equal, getattr(pipeline.weights, part), tree)
+    assert {x.dtype for x in jax.tree.leaves(pipeline.weights)} == {np.dtype(np.float16)}
+    asked = len(server.gets())
+    assert asked == len(source.hub_files)
+    load_pipeline("sdxl-turbo", offline=True, progress=False)
+    assert len(server.gets()) == asked and not (home / "converted").exists()
+    weights = home / "published" / "sdxl-turbo" / "vae/diffusion_pytorch_model.fp16.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert "has changed" in user_error(lambda: load_pipeline("sdxl-turbo", offline=True))
+
+
+def test_a_pair_of_sdxl(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the published names, from downloads to the converted cache."""
+    torch = pytest.importorskip("torch")
+    source, upstream = PUBLISHED["icd-sdxl-2"], tmp_path / "upstream"
+    parts = write_sdxl_pair(upstream)
+    teacher = read_tensors(upstream / f"{TEACHER_SDXL}.safetensors")
+    torch.save({name: torch.tensor(x) for name, x in teacher.items()}, tmp_path / "teacher.pt")
+    server.files = {
+        f"/{HUB_SDXL}/resolve/main/{file.name}": upstream / PIPELINE_SDXL / file.name
+        for file in source.hub_files
+    }
+    loras = {path.name: path for path in upstream.glob("iCD-*")}
+    for archive, members in {
+        f"{TEACHER_SDXL}.pt.tar.gz": {f"{TEACHER_SDXL}.pt": tmp_path / "teacher.pt"},
+        "iCD-SDXL_4steps_2.tar.gz": loras,
+    }.items():
+        with tarfile.open(tmp_path / archive, "w:gz") as packed:
+            for name, path in members.items():
+                packed.add(path, name)
+        server.files[ARCHIVE_PATH + archive] = tmp_path / archive
+    monkeypatch.setenv("IE_JAX_HOME", str(tmp_path / "home"))
+    pipeline = load_pipeline("icd-sdxl-2", progress=False)
+    for part, tree in parts.items():
+        jax.tree.map(np.testing.assert_array_equal, getattr(pipeline.weights, part), tree)
+    assert pipeline.facts == Facts(19, (249, 499, 699, 999), (0.0, 7.0, 7.0, 7.0), texts=2)
+    again = load_pipeline("icd-sdxl-2", offline=True, progress=False)
+    jax.tree.map(np.testing.assert_array_equal, again.weights, pipeline.weights)
+    assert [path.name for path in again.tokenizers] == ["tokenizer", "tokenizer_2"]
+    # A folder of the same files is the same model.
+    assert load_pipeline(str(upstream)).facts == pipeline.facts
 
 
 def test_fetches_the_recorded_checkpoints(server: Server, folder: Path, tmp_path: Path) -> None:

@@ -7,13 +7,16 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from ie_jax.errors import UserError
-from ie_jax.weights.convert import flatten
+from ie_jax.weights.convert import flatten, upstream
 from ie_jax.weights.folder import read_base, read_blueprint, read_parts, unguided, write_parts
-from ie_jax.weights.formats import read_metadata
-from ie_jax.weights.layout import INDEX, PARTS, PIPELINE, Part, find_files, model_files
+from ie_jax.weights.formats import read_metadata, read_tensors
+from ie_jax.weights.layout import INDEX, PARTS, PIPELINE, STEMS, Part, find_files, model_files
 from ie_jax.weights.load import facts_before_loading, load_pipeline
+from ie_jax.weights.names import TEXT_ENCODER, UNET
+from ie_jax.weights.original import originals
 from tests.weights.models import METADATA, small_parts, write_plan, write_sdxl
 
 STAGES: tuple[tuple[Part, ...], ...] = (
@@ -178,6 +181,28 @@ def test_a_base_model_of_sdxl(tmp_path: Path) -> None:
         assert_same(found, parts[part])
     assert [path.name for path in base.tokenizers] == ["tokenizer", "tokenizer_2"]
     assert base.zero_negative
+
+
+def test_a_base_model_in_a_single_file(tmp_path: Path) -> None:
+    """UNet and first text encoder in the original's names, read without what else is in the file;
+    the rest beside it."""
+    folder = tmp_path / "base"
+    parts = write_sdxl(folder)
+    tensors: dict[str, Any] = {"unwanted": np.zeros(1)}
+    for name, x in upstream(parts["unet"], UNET).items():
+        module, _, leaf = name.rpartition(".")
+        tensors[f"model.diffusion_model.{originals(module, 1)[0]}.{leaf}"] = x
+    for name, x in upstream(parts["text_encoder"], TEXT_ENCODER).items():
+        tensors[f"conditioner.embedders.0.transformer.text_model.{name}"] = x
+    for part in ("unet", "text_encoder"):
+        (folder / part / f"{STEMS[part][0]}.fp16.safetensors").unlink()
+    save_file(tensors, folder / "sd_xl_base_1.0.safetensors")
+    base = read_base(folder)
+    for found, part in zip((base.unet, base.vae, *base.texts), parts, strict=True):
+        assert_same(found, parts[part])
+    prefixes = ("conditioner.embedders.0.",)
+    some = read_tensors(folder / "sd_xl_base_1.0.safetensors", prefixes)
+    assert all(name.startswith(prefixes) for name in some)
 
 
 def test_what_a_base_model_lacks_is_said_at_once(tmp_path: Path) -> None:

@@ -57,9 +57,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The weight files that were read from then on."""
     paths: list[Path] = []
 
-    def read(path: Path) -> dict[str, np.ndarray]:
+    def read(path: Path, *prefixes: Any) -> dict[str, np.ndarray]:
         paths.append(path)
-        return original(path)
+        return original(path, *prefixes)
 
     original = model_folder.read_tensors
     for module in (model_folder, lora_files):
@@ -242,7 +242,8 @@ def test_an_unknown_model_is_refused_with_the_known(home: Path) -> None:
         load_pipeline("sd16")
     assert str(caught.value) == (
         "no model or folder named 'sd16': give one of random, world, world-icd, sd15, "
-        "icd-sd15, icd-sd15-2, icd-sd15-3steps, or a folder"
+        "icd-sd15, icd-sd15-2, icd-sd15-3steps, icd-sdxl, icd-sdxl-2, icd-sdxl-3steps, "
+        "sdxl-turbo, or a folder"
     )
 
 

@@ -16,6 +16,7 @@ from ie_jax.errors import UserError
 from ie_jax.models.lora import delta, lora_shapes
 from ie_jax.models.shapes import unet_shapes
 from ie_jax.weights.convert import flatten
+from ie_jax.weights.folder import architecture
 from ie_jax.weights.load import facts_before_loading, lora_file
 from ie_jax.weights.lora_files import (
     lora_tensors_kohya,
@@ -24,7 +25,9 @@ from ie_jax.weights.lora_files import (
     read_lora,
 )
 from ie_jax.weights.original import originals, unet_name
+from ie_jax.weights.untrained import RANDOM_CONFIGS
 from tests.tiny import SMALLEST_MODEL
+from tests.weights.models import SDXL
 
 BASE = unet_shapes(SMALLEST_MODEL.unet)
 RANK = 3
@@ -185,6 +188,18 @@ def refusal(tensors: Tensors, path: Path) -> str:
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "\n" not in message
     return message
+
+
+@pytest.mark.parametrize("tensors", [lora_tensors_peft, lora_tensors_kohya])
+def test_layers_around_transformers_may_be_dense(tensors: Any, tmp_path: Path) -> None:
+    """As SDXL's are."""
+    base = unet_shapes(architecture(RANDOM_CONFIGS | SDXL, "").unet)
+    lora = jax.tree.map(lambda x: np.ones(x.shape, np.float32), lora_shapes(base, RANK))
+    assert lora["mid_block"]["attentions_0"]["proj_in"]["down"].shape == (16, RANK)
+    save_file(tensors(lora), tmp_path / "lora.safetensors")
+    jax.tree.map(
+        np.testing.assert_array_equal, read_lora(tmp_path / "lora.safetensors", base), lora
+    )
 
 
 def test_what_is_no_plain_lora_is_refused_by_name(tmp_path: Path) -> None:
