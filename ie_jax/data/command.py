@@ -21,7 +21,7 @@ from ie_jax.models.networks import Networks, encode_text, vae
 from ie_jax.models.pixels import from_uint8
 from ie_jax.models.tokenizer import Tokenizer
 from ie_jax.weights.folder import Weights
-from ie_jax.weights.load import load_pipeline
+from ie_jax.weights.load import load_pipeline, need_one_text_pair
 
 DESCRIPTION = """Encode pictures and captions once: write the autoencoder's posterior and the text
 embeddings to a folder from which training reads them (source latents). A run that was interrupted
@@ -84,6 +84,7 @@ def cache(argv: Sequence[str]) -> None:
             "devices"
         )
     source = open_source(config.data, config.data.split)  # before gigabytes are fetched
+    need_one_text_pair(config.model)
     pipeline = load_pipeline(config.model, offline=request.offline, progress=not request.quiet)
     architecture = pipeline.architecture
     size = config.data.size or architecture.image_size

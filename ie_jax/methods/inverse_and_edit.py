@@ -129,6 +129,16 @@ def contexts(models: Networks, weights: Weights, prompts: Prompts | Any) -> Any:
     return encode_text(models, weights.text_encoder, prompts)
 
 
+def between(source: Any, aim: Any, amount: Float[Array, " be"]) -> Any:
+    """Embeddings, for each edit so much of the way from the source's to the target's."""
+
+    def each(source: Array, aim: Array) -> Array:
+        share = amount.reshape(-1, *[1] * (source.ndim - 1))
+        return ((1 - share) * source + share * aim.reshape(source.shape)).astype(source.dtype)
+
+    return jax.tree.map(each, source, aim)
+
+
 def leading(tree: Any, axes: int = 1) -> Any:
     """The first axes, which all leaves of prompts or embeddings have in common."""
     return jax.tree.leaves(tree)[0].shape[:axes]
@@ -292,13 +302,8 @@ def generation(
     strength = Strength(
         flat(strength.scales, g, n), *map(flat, (strength.lower, strength.upper, strength.amount))
     )
-
-    def between(source: Array, aim: Array) -> Array:
-        share = strength.amount.reshape(-1, *[1] * (source.ndim - 1))
-        return ((1 - share) * source + share * aim.reshape(source.shape)).astype(source.dtype)
-
     source = jax.tree.map(repeat, inversion.context)
-    context = jax.tree.map(between, source, contexts(models, weights, target))
+    context = between(source, contexts(models, weights, target), strength.amount)
     w = flat(schedule.guidance, n) * strength.amount[:, None]
     t, s = (repeat(per_step(x, b), 1) for x in (schedule.backward_t, schedule.backward_s))
 

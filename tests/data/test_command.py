@@ -17,7 +17,7 @@ from ie_jax.data.open import open_data
 from ie_jax.errors import UserError
 from ie_jax.models.networks import Networks, encode_text, vae
 from ie_jax.models.tokenizer import Tokenizer
-from ie_jax.weights.load import load_pipeline
+from ie_jax.weights.load import load_pipeline, need_one_text_pair
 from tests.data.pictures import write_folder
 from tests.data.test_images import encoded, noise
 
@@ -84,3 +84,10 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for option in ("--data.source", "--data.max-broken", "--pixels", "--vae-precision.compute"):
         assert option in text
+
+
+@pytest.mark.parametrize("model", ["sdxl-turbo", "icd-sdxl"])
+def test_training_takes_no_model_of_sdxl(model: str) -> None:
+    with pytest.raises(UserError, match=f"{model} has two text encoders: training takes pairs"):
+        need_one_text_pair(model)
+    need_one_text_pair("random")

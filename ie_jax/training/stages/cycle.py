@@ -55,7 +55,7 @@ from ie_jax.training.reconstruction import reconstruction_metrics
 from ie_jax.training.stage import Loss, Metrics, Stage, State, Tree
 from ie_jax.weights.facts import NOTHING, Facts, as_metadata
 from ie_jax.weights.folder import Pipeline, write_parts
-from ie_jax.weights.load import facts_before_loading, load_pipeline
+from ie_jax.weights.load import facts_before_loading, load_pipeline, need_one_text_pair
 from ie_jax.weights.lora_files import write_lora
 
 NAMES = ("distillation", "cycle", "preservation")
@@ -341,6 +341,7 @@ def build(run: RunConfig, config: CycleConfig, offline: bool, progress: bool) ->
     # Before gigabytes are fetched.
     facts = facts_before_loading(run.model, run.forward, run.backward)
     check_boundaries(config, facts, run.model)
+    need_one_text_pair(run.model, run.forward, run.backward)
     pipeline = load_pipeline(run.model, run.forward, run.backward, offline, progress)
     perceptual = load_perceptual(run, offline, progress) if config.distance == "lpips" else None
     if config.distance == "lpips" and config.cycle_weight and perceptual is None:
