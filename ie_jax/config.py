@@ -152,9 +152,11 @@ def build(schema: type[C], values: Mapping[str, Any], where: str) -> C:
         raise UserError(f"{where}: {error}") from error
 
 
-def over_defaults(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def over_defaults(schema: type, values: Any) -> Any:
     """Values with those of sections in full, where a section's default is not that of its type: who
-    sets one thing of it means to leave the others."""
+    sets one thing of it means to leave the others. What is no mapping stays as it is."""
+    if not isinstance(values, Mapping):
+        return values
     filled = dict(values)
     for field in dataclasses.fields(schema) if dataclasses.is_dataclass(schema) else ():
         default, given = default_of(field), values.get(field.name)

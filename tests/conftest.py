@@ -88,6 +88,8 @@ def little_garbage() -> None:
     with warnings.catch_warnings():
         # The hub's client leaves one open where a server refuses: not an error of the next file.
         warnings.filterwarnings("ignore", "unclosed <socket", ResourceWarning)
+        # Those of a page that was served and closed.
+        warnings.filterwarnings("ignore", "unclosed event loop", ResourceWarning)
         gc.collect()
     gc.freeze()
 

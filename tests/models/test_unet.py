@@ -116,7 +116,7 @@ def test_sinusoids_against_their_definition() -> None:
         ("cpu", "bfloat16", "by_head"),
         ("gpu", "bfloat16", "cudnn"),
         ("gpu", "float32", "explicit"),
-        ("tpu", "bfloat16", "xla"),
+        ("tpu", "bfloat16", "flash"),
     ],
 )
 def test_auto_follows_the_backend(backend: str, compute: Any, attention: str) -> None:
