@@ -299,9 +299,9 @@ def generation(
     def repeat(x: Array, axis: int = 0) -> Array:
         return jnp.repeat(x, e, axis=axis)
 
-    strength = Strength(
-        flat(strength.scales, g, n), *map(flat, (strength.lower, strength.upper, strength.amount))
-    )
+    # Without guiders nobody need give their scales a shape.
+    scales = flat(strength.scales, g, n) if g else jnp.zeros((b * e, 0, n))
+    strength = Strength(scales, *map(flat, (strength.lower, strength.upper, strength.amount)))
     source = jax.tree.map(repeat, inversion.context)
     context = between(source, contexts(models, weights, target), strength.amount)
     w = flat(schedule.guidance, n) * strength.amount[:, None]

@@ -200,3 +200,11 @@ def test_schedules_per_image() -> None:
             w, pixels[one], source[one], target[one], noise[one], schedule, strength, match
         )
         np.testing.assert_allclose(both.latents[:, one], single.latents, rtol=1e-3, atol=1e-4)
+
+
+def test_without_guiders_scales_need_no_shape() -> None:
+    w, pixels, source, target, noise, schedule, _, match = arguments()
+    strength = Strength(jnp.zeros(0), jnp.float32(0), jnp.float32(1))
+    plain = partial(edit_images, replace(MODELS, guiders=()))
+    _, result = jax.eval_shape(plain, w, pixels, source, target, noise, schedule, strength, match)
+    assert result.pixels.shape == (1, 1, 16, 16, 3) and result.record is None
