@@ -169,8 +169,10 @@ def over_defaults(schema: type, values: Any) -> Any:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A config as nested mappings."""
-    return dataclasses.asdict(config)
+    """A config, or a mapping with configs' values in it, as JSON has it."""
+    values = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config  # type: ignore[arg-type]
+    found: dict[str, Any] = json.loads(json.dumps(values))
+    return found
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -284,7 +286,11 @@ def add_options(
     lineage = [x for x in reversed(schema.__mro__) if dataclasses.is_dataclass(x)]
     described = [p for x in lineage for p in docstring_parser.parse_from_object(x).params]
     help_of = {p.arg_name: p.description for p in described}
-    for field in dataclasses.fields(schema):
+    # What a class says itself stands before what it inherits.
+    said = [vars(x).get("__annotations__", {}) for x in schema.__mro__]
+    for field in sorted(
+        dataclasses.fields(schema), key=lambda x: next(i for i, y in enumerate(said) if x.name in y)
+    ):
         name, default = prefix + field.name, getattr(defaults, field.name)
         if dataclasses.is_dataclass(default):
             add_options(group, type(default), f"{name}.", default)

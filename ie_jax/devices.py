@@ -7,6 +7,7 @@ them; the images are split over it too.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -75,6 +76,12 @@ def cut(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
     return NamedSharding(mesh, P(*(FSDP if i == axis else None for i in range(len(shape)))))
 
 
+def is_cut(mesh: Mesh) -> bool:
+    """Whether devices share copies of the weights, which the compiler then sees to. Else all that a
+    device does is written down by hand, as kernels need it."""
+    return bool(mesh.shape[FSDP] > 1)
+
+
 def weight_shardings(mesh: Mesh, tree: Any) -> Any:
     """`cut` for every leaf."""
     return jax.tree.map(lambda x: cut(mesh, x.shape), tree)
@@ -138,23 +145,31 @@ def local_mesh(count: int | None = None) -> Mesh:
     return make_mesh(devices=devices[:count])
 
 
-def join(
-    distributed: bool, coordinator: str | None, processes: int | None, process_id: int | None
-) -> None:
+@dataclass(frozen=True)
+class Processes:
+    """How several processes that do one piece of work find each other: options of a command."""
+
+    distributed: bool = False
+    """Several processes share the work, told by the environment (SLURM, TPU pods, GKE)."""
+    coordinator: str | None = None
+    """host:port of process 0, where the environment does not tell."""
+    processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+
+
+def join(given: Processes) -> None:
     """Join the other processes, if there are any.
 
-    Args:
-        distributed: the environment tells who they are (SLURM, TPU pods, GKE).
-        coordinator: host:port of process 0, where it does not; then the number of processes and
-            this one's are needed too.
-
     Raises:
-        UserError: one of these is missing, or the others cannot be found.
+        UserError: where the environment does not tell of them, coordinator, number or this one's
+            number is missing; or the others cannot be found.
     """
-    address = coordinator, processes, process_id
-    if not distributed and address == (None, None, None):
+    address = given.coordinator, given.processes, given.process_id
+    if not given.distributed and address == (None, None, None):
         return
-    if not distributed and None in address:
+    if not given.distributed and None in address:
         raise UserError("--coordinator, --processes and --process-id go together: one is missing")
     try:
         jax.distributed.initialize(*address, shutdown_timeout_seconds=PATIENCE)

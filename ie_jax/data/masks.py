@@ -39,11 +39,21 @@ def load_mask(path: Path, photo: Path | None, shape: tuple[int, int], fit: Fit) 
             )
         buckets = fit == "buckets"  # which may share their shorter side
         mask = fitted(mask, (shape[1], shape[0])) if buckets else preprocess(mask, min(shape), fit)
-    white = np.asarray(Image.fromarray(mask).convert("L")) >= WHITE
-    if white.all() or not white.any():
-        colour = "white" if white.all() else "black"
+    area = white(mask)
+    if area.all() or not area.any():
+        colour = "white" if area.all() else "black"
         raise UserError(
             f"{path}: is {colour} everywhere (transparent is white): paint white what may change, "
             "and the rest black"
         )
-    return white
+    return area
+
+
+def white(picture: np.ndarray) -> np.ndarray:
+    """Where a picture, uint8 (h, w, 3), is nearer to white than to black: bool (h, w)."""
+    return np.asarray(Image.fromarray(picture).convert("L")) >= WHITE
+
+
+def mask_picture(mask: np.ndarray) -> np.ndarray:
+    """A mask, (..., h, w) of booleans or of 0 and 1, in white and black: uint8 (..., h, w, 3)."""
+    return np.repeat(np.where(mask, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)

@@ -1,6 +1,5 @@
 """The command: edit a photo by text."""
 
-import json
 import platform
 import sys
 from collections.abc import Sequence
@@ -12,12 +11,12 @@ from typing import Any
 import jax
 
 from ie_jax.cli import run
-from ie_jax.config import parse
+from ie_jax.config import parse, plain
 from ie_jax.data.images import load_image, preprocess
 from ie_jax.data.masks import AUTO
 from ie_jax.data.panels import side_by_side
 from ie_jax.data.world import caption, draw_edit, draw_scene, render
-from ie_jax.devices import batch_size, join, local_mesh, part
+from ie_jax.devices import Processes, batch_size, join, local_mesh, part
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor, EditResult, check_config
 from ie_jax.editing.images import (
@@ -50,7 +49,7 @@ ONE, MANY = "edit.png", "edits"
 
 
 @dataclass(frozen=True)
-class EditRequest:
+class EditRequest(Processes):
     """What to edit, and where the result goes."""
 
     image: str | None = None
@@ -76,15 +75,6 @@ class EditRequest:
     """Also write one picture of source, reconstruction and edits: NAME-side-by-side."""
     batch_size: int | None = None
     """Of a folder or a list: images at once, a multiple of the devices. None: one for each."""
-    distributed: bool = False
-    """Several processes share a folder or a list, told by the environment (SLURM, TPU pods, GKE).
-    """
-    coordinator: str | None = None
-    """host:port of process 0, where the environment does not tell."""
-    processes: int | None = None
-    """How many processes there are."""
-    process_id: int | None = None
-    """Which of them this is, from 0."""
     offline: bool = False
     """Never use the network."""
     quiet: bool = False
@@ -196,7 +186,7 @@ def edit_all(request: EditRequest, config: EditConfig, given: Sequence[str]) -> 
             raise UserError("--mask FILE is for one photo: for a folder take auto, or --list")
         jobs = jobs_of_folder(folder, request.source, request.target, config.seed, request.mask)
     output = Path(MANY if request.output is None else request.output)
-    join(request.distributed, request.coordinator, request.processes, request.process_id)
+    join(request)
     facts = check_model(config)
     mesh = local_mesh()
     size = batch_size(mesh, request.batch_size)
@@ -219,7 +209,7 @@ def edit_all(request: EditRequest, config: EditConfig, given: Sequence[str]) -> 
         own,
         output,
         size,
-        json.loads(json.dumps(asdict(config))),
+        plain(config),
         {"versions": versions()},
         overwrite=request.overwrite,
         panels=request.side_by_side,

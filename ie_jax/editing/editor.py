@@ -302,9 +302,13 @@ class Editor:
         """One for each picture."""
         return np.broadcast_to(self.config.seed if seed is None else np.asarray(seed), b)
 
-    def ids(self, prompts: Sequence[str], size: tuple[int, int] = (0, 0)) -> Any:
+    def ids(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Any:
         """Prompts as the text encoders take them: token ids; with SDXL those of either tokenizer,
-        and that a picture of this size (height, width) is whole."""
+        and that a picture of this size (height, width) is whole.
+
+        Raises:
+            UserError: SDXL is not told the size.
+        """
         arch = self.models.architecture
         configs = (arch.text, *([arch.text_2] if arch.text_2 else []))
         first, *rest = (
@@ -313,6 +317,8 @@ class Editor:
         )
         if not rest:
             return first
+        if size is None:
+            raise UserError("this model's prompts go with the size of their picture: give it")
         whole = np.array([*size, 0, 0, *size], np.float32)
         return Tokens(first, rest[0], np.tile(whole, (len(prompts), 1)))  # type: ignore[arg-type]
 
@@ -376,7 +382,7 @@ class Editor:
         """
         b, height, width, _ = inversion.pixels.shape
         arguments = self.edit_arguments(
-            b, prompts, guidance, scales, bounds, strength, mask, (height, width)
+            b, (height, width), prompts, guidance, scales, bounds, strength, mask
         )
         return self.result(self.programs["edit"](self.weights, inversion, *arguments))
 
@@ -430,7 +436,7 @@ class Editor:
         pixels = self.batch(images)
         size = pixels.shape[1:3]
         ids = self.ids(one_each(source, len(pixels), "source prompts"), size)
-        targets, *rest = self.edit_arguments(len(pixels), prompts, **strengths, size=size)
+        targets, *rest = self.edit_arguments(len(pixels), size, prompts, **strengths)
         inversion, edit = self.programs["invert and edit"](
             self.weights, pixels, ids, targets, self.noise(pixels, seed), *rest
         )
@@ -486,15 +492,19 @@ class Editor:
     def edit_arguments(
         self,
         b: int,
+        size: tuple[int, int],
         prompts: str | Sequence[str] | Sequence[Sequence[str]],
         guidance: Any = None,
         scales: Any = None,
         bounds: tuple[Any, Any] | None = None,
         strength: Any = None,
         mask: Any = None,
-        size: tuple[int, int] = (0, 0),
     ) -> tuple[Any, Schedule, Strength, jax.Array, Mask | None]:
-        """Targets' tokens and what follows them in the programs, of one shape."""
+        """Targets' tokens and what follows them in the programs, of one shape.
+
+        Args:
+            b, size: how many pictures, and their height and width.
+        """
         w = self.schedule.guidance if guidance is None else np.asarray(guidance, np.float32)
         v = self.strength.scales if scales is None else np.asarray(scales, np.float32)
         lower, upper = (self.strength.lower, self.strength.upper) if bounds is None else bounds

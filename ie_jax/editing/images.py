@@ -12,6 +12,7 @@ from PIL import Image
 
 from ie_jax.data.colours import srgb
 from ie_jax.data.images import reason, require_rgb
+from ie_jax.data.masks import mask_picture
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole, temporary_name
 
@@ -60,13 +61,8 @@ def mask_path(path: Path) -> Path:
 
 
 def found_masks(paths: Sequence[Path], masks: np.ndarray) -> dict[Path, np.ndarray]:
-    """Pictures of the results' masks, white where they could change.
-
-    Args:
-        masks: (e, h, w), 1 or true where white.
-    """
-    pictures = np.repeat(np.where(masks[..., None], 255, 0).astype(np.uint8), 3, axis=3)
-    return {mask_path(path): picture for path, picture in zip(paths, pictures, strict=True)}
+    """Pictures of the results' masks (e, h, w)."""
+    return {mask_path(path): mask_picture(x) for path, x in zip(paths, masks, strict=True)}
 
 
 def encoded(image: np.ndarray, path: str | os.PathLike[str]) -> bytes:

@@ -1,12 +1,11 @@
 """What is to be edited when it is more than one image: a folder of pictures, or a list."""
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ie_jax.config import build
+from ie_jax.config import build, plain
 from ie_jax.data.captions import read_objects, text_captions
 from ie_jax.data.masks import AUTO
 from ie_jax.data.sources import SUFFIXES, beside
@@ -30,8 +29,7 @@ class Job:
 
     def facts(self) -> dict[str, Any]:
         """As JSON has it."""
-        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return found
+        return plain(self)
 
 
 @dataclass(frozen=True)

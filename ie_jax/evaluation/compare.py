@@ -12,9 +12,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ie_jax.config import build, parse, read_yaml
+from ie_jax.config import build, merged, parse, plain, read_yaml
 from ie_jax.data.images import load_image
-from ie_jax.devices import batch_size, join, local_mesh, part, process_zero_first
+from ie_jax.devices import Processes, batch_size, join, local_mesh, part, process_zero_first
 from ie_jax.editing.command import check_model
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor, use_compilation_cache
@@ -37,7 +37,6 @@ from ie_jax.evaluation.runner import (
     evaluate_method,
     join_parts,
     load_picture,
-    plain,
 )
 from ie_jax.evaluation.tables import rows_of, write_tables
 from ie_jax.files import alone_in
@@ -51,7 +50,7 @@ KEPT = "Each result is kept as it is made: a run that ended goes on when it is s
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(Processes):
     """What to measure, and where the results go."""
 
     data: str = ""
@@ -70,14 +69,6 @@ class Request:
     """Folder of the results."""
     batch_size: int | None = None
     """Images at once, a multiple of the devices. None: one for each."""
-    distributed: bool = False
-    """Several processes share the images, told by the environment (SLURM, TPU pods, GKE)."""
-    coordinator: str | None = None
-    """host:port of process 0, where the environment does not tell."""
-    processes: int | None = None
-    """How many processes there are."""
-    process_id: int | None = None
-    """Which of them this is, from 0."""
     offline: bool = False
     """Never use the network."""
     quiet: bool = False
@@ -117,7 +108,7 @@ def asked(
         UserError: it cannot be understood, or the others cannot be found.
     """
     request, config, given = parse(argv, description, schema, EditConfig)
-    join(request.distributed, request.coordinator, request.processes, request.process_id)
+    join(request)
     return request, config, given
 
 
@@ -244,21 +235,10 @@ def configs_of(
     found = {}
     for name in dict.fromkeys(names):
         usual = {"method": name, "guiders": []} if name in METHODS else {}
-        values = merged(plain(asdict(config)), merged(usual, table.get(name, {})))
+        values = merged(plain(config), merged(usual, table.get(name, {})))
         found[name] = build(EditConfig, values, f"{path} {name}")
         check_model(found[name])
     return found
-
-
-def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Values with changes, also of the mappings in them."""
-    return {
-        **values,
-        **{
-            name: merged(values[name], x) if isinstance(values.get(name), dict) else x
-            for name, x in changes.items()
-        },
-    }
 
 
 def check(protocol: Protocol, request: Request, metrics: Sequence[str]) -> None:

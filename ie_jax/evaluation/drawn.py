@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ie_jax.config import parse_yaml
+from ie_jax.data.masks import mask_picture
 from ie_jax.data.world import Edit, caption, draw_scene, render
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.images import encoded
@@ -112,7 +113,7 @@ def write_pictures(edits: dict[str, Edit], folder: Path) -> None:
         pictures = {
             "image": (f"{name}.png", render(edit.source)),
             "truth": (f"{name}-truth.png", render(edit.target)),
-            "mask": (f"{name}-mask.png", edit.mask[..., None].repeat(3, -1).astype(np.uint8) * 255),
+            "mask": (f"{name}-mask.png", mask_picture(edit.mask)),
         }
         for file, picture in pictures.values():
             write(folder / file, encoded(picture, folder / file))

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ie_jax.cli import run
 from ie_jax.config import parse
-from ie_jax.data.masks import AUTO
+from ie_jax.data.masks import AUTO, mask_picture
 from ie_jax.data.world import EDITS, caption, draw_scene, render
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor
@@ -158,7 +158,7 @@ def measure(
             values["iou"] = none if found is None else union_shares(found, edits.masks)
             rows["mask"] += rows_of({"mask": mask}, values, edits)
             if mask == AUTO and found is not None:
-                shown["found mask"] = np.repeat(np.where(found, 255, 0)[..., None], 3, 3)
+                shown["found mask"] = mask_picture(found)
             shown[f"mask: {mask}"] = images[:, 0]
         images, _ = edited(editor, edits, size, NONE, request.strengths, bar)
         for i, strength in enumerate(request.strengths):

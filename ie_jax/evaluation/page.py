@@ -4,7 +4,6 @@ import base64
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,12 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ie_jax.config import plain
 from ie_jax.data.images import read_rgb
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.many import output_paths
 from ie_jax.evaluation import plots
 from ie_jax.evaluation.report import environment, sheet
-from ie_jax.evaluation.runner import Case, Line, lines_of, plain, resized, write
+from ie_jax.evaluation.runner import Case, Line, lines_of, resized, write
 from ie_jax.evaluation.tables import BESIDE, NOTE, Row, beside_paper, cell, gains, wide
 
 DONE = ("world_success", "clip_score_edited", "clip_score_target", "clip_l14", "clip_b32")
@@ -94,8 +94,8 @@ def write_page(
 
 def changes(config: EditConfig) -> dict[str, Any]:
     """The settings that are not the usual ones."""
-    usual = plain(asdict(EditConfig()))
-    return {name: x for name, x in plain(asdict(config)).items() if x != usual[name]}
+    usual = plain(EditConfig())
+    return {name: x for name, x in plain(config).items() if x != usual[name]}
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, str]:

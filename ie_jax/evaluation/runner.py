@@ -25,8 +25,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ie_jax.config import build
+from ie_jax.config import build, plain
 from ie_jax.data.images import load_image, read_rgb
+from ie_jax.data.masks import white
 from ie_jax.editing.command import versions
 from ie_jax.editing.editor import Editor
 from ie_jax.editing.images import write_errors
@@ -117,12 +118,6 @@ def claim(folder: Path, facts: Mapping[str, Any], methods: Mapping[str, Any]) ->
     write(record, json.dumps({**OWN, **facts, "methods": methods}, indent=1) + "\n")
 
 
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as JSON has them."""
-    found: dict[str, Any] = json.loads(json.dumps(values))
-    return found
-
-
 def difference(name: str, old: Any, new: Any) -> str:
     """Two values of one setting, in words; of dicts the first that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -151,7 +146,7 @@ def evaluate_method(run: Run, name: str, editor: Editor) -> list[str]:
         [case.job for case in own],
         pictures,
         run.batch_size,
-        plain(asdict(editor.config)),
+        plain(editor.config),
         {"versions": versions()},
         load=lambda path: editor.load(run.load(path, editor.size)),
         quiet=run.quiet,
@@ -185,7 +180,7 @@ def measure_method(run: Run, name: str, editor: Editor, own: Sequence[Case]) -> 
 def measure(run: Run, name: str, editor: Editor, case: Case, line: Line | None) -> Line | None:
     """What there is to tell of a result; None if there is none, or `line` tells it."""
     record = record_of(run.folder / name, case.job)
-    if not is_finished(record, told(case.job, plain(asdict(editor.config)))):
+    if not is_finished(record, told(case.job, plain(editor.config))):
         return None
     result, facts = output_paths(run.folder / name, case.job)[0], read_record(record)
     digest = facts["outputs"][result.name]
@@ -207,7 +202,7 @@ def pair_of(run: Run, size: int, case: Case, result: Path) -> Pair:
     load = partial(load_picture, run, size=size)
     source, mask = load(case.job.image), case.mask
     if isinstance(mask, str):
-        mask = (load(mask).mean(-1) > 127).astype(np.uint8)
+        mask = white(load(mask)).astype(np.uint8)
     truth = None if case.truth is None else load(case.truth)
     pixels = resized(read_rgb(result, str(result)), source.shape[:2])
     return Pair(source, pixels, case.job.source, case.job.targets[0], mask, truth)

@@ -7,25 +7,25 @@ whose success is at most `SLACK` below the best of the grid: an edit must be don
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from ie_jax.config import build, parse
+from ie_jax.config import build, merged, parse, plain
 from ie_jax.data.world import caption, draw_scene, render
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor, use_compilation_cache
 from ie_jax.editing.images import check_place
 from ie_jax.errors import UserError
 from ie_jax.evaluation.batches import in_batches
-from ie_jax.evaluation.compare import ALL, merged, refuse_unknown
+from ie_jax.evaluation.compare import ALL, refuse_unknown
 from ie_jax.evaluation.drawn import config_of_world
 from ie_jax.evaluation.metrics.table import Judges, Pair, measured
 from ie_jax.evaluation.model import model_folder
-from ie_jax.evaluation.runner import plain, write
+from ie_jax.evaluation.runner import write
 from ie_jax.evaluation.world import Task, check_seed, one_edit_each
 from ie_jax.progress import Stages
 from ie_jax.weights.layout import PARTS
@@ -154,7 +154,7 @@ def tried_settings(
 ) -> Iterator[dict[str, Any]]:
     """Each setting of a method's grid, with its scores."""
     usual = {"method": name} if name in ALL else {}
-    base = plain(asdict(config_of_world(EditConfig(model=request.model), ())))
+    base = plain(config_of_world(EditConfig(model=request.model), ()))
     judges = Judges(world=model_folder(request.model))
     pipeline, programs = None, None
     for settings in GRIDS[name]:

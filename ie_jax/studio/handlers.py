@@ -16,6 +16,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from ie_jax.data.masks import mask_picture
 from ie_jax.editing.command import versions
 from ie_jax.editing.images import encoded, found_masks, numbered
 from ie_jax.errors import UserError
@@ -193,8 +194,8 @@ class Page:
         folder = visit.new_folder()
         photo, layers = shown(pixels, folder, "canvas"), []
         if area is not None:
-            white = np.repeat(np.where(area, 255, 0).astype(np.uint8)[..., None], 4, axis=2)
-            layers = [shown(white, folder, "painted")]
+            strokes = mask_picture(area)  # white where painted, else transparent
+            layers = [shown(np.dstack([strokes, strokes[..., :1]]), folder, "painted")]
         return {"background": photo, "layers": layers, "composite": None}
 
     def words(self, source: str, targets: str) -> str:
@@ -217,13 +218,10 @@ class Page:
         if not source.strip():
             raise UserError("say in words what the photo shows")
         TELL.set(lambda line: progress(None, desc=line))
-        wanted = Path(path), source.strip(), int(seed or 0)
-        if (
-            visit.photo is None
-            or (visit.photo.path, visit.photo.source, visit.photo.seed) != wanted
-        ):
-            visit.photo = self.studio.invert(*wanted)
-        return visit.photo
+        wanted, known = (Path(path), source.strip(), int(seed or 0)), visit.photo
+        if known is None or (known.path, known.source, known.seed) != wanted:
+            known = visit.photo = self.studio.invert(*wanted)
+        return known
 
     # --- edits ---
 
@@ -336,7 +334,7 @@ class Page:
         if settings.where == FOUND:
             files |= found_masks(paths, np.stack(result.masks))
         elif settings.where == PAINTED:
-            files[Path(MASK)] = picture(result.masks[0])
+            files[Path(MASK)] = mask_picture(result.masks[0])
         record = {
             "command": command_line(self.studio, photo, settings),
             "photo": photo.path.name,
@@ -355,12 +353,7 @@ class Page:
         for i, image in enumerate(result.images):
             shown(image, below, str(i))
         for i, mask in enumerate(result.masks):
-            shown(picture(mask), below, f"mask-{i}")
-
-
-def picture(mask: np.ndarray) -> np.ndarray:
-    """A mask, bool (h, w), in black and white: uint8 (h, w, 3)."""
-    return np.repeat(np.where(mask, 255, 0).astype(np.uint8)[..., None], 3, axis=2)
+            shown(mask_picture(mask), below, f"mask-{i}")
 
 
 def look(entry: Entry, name: str) -> str:

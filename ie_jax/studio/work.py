@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -29,7 +29,7 @@ PUBLISHED_GUIDERS = (
 )
 EVERYWHERE, FOUND, PAINTED = "everywhere", "found", "painted"
 """Where an edit may change the photo."""
-Tell = Any
+Tell = Callable[[str], None]
 """Takes a line that says what is being done."""
 TELL: ContextVar[Tell | None] = ContextVar("tell", default=None)
 """Who is told, of those whose request is being worked on."""

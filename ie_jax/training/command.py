@@ -1,11 +1,10 @@
 """The command: train a stage, be it cycle fine-tuning or what comes before it."""
 
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ import yaml
 from jax.sharding import Mesh
 
 from ie_jax.cli import print_line, run
-from ie_jax.config import parse
+from ie_jax.config import parse, plain
 from ie_jax.data.latents import Latents, fingerprint
 from ie_jax.data.loader import Loader
 from ie_jax.data.open import open_data
-from ie_jax.devices import join, make_mesh
+from ie_jax.devices import Processes, join, make_mesh
 from ie_jax.errors import UserError
 from ie_jax.files import alone_in, appearing_whole
 from ie_jax.models.tokenizer import Tokenizer
@@ -51,7 +50,7 @@ FREE = {
 
 
 @dataclass(frozen=True)
-class TrainRequest:
+class TrainRequest(Processes):
     """Where the run goes, and which processes take part."""
 
     output: str | None = None
@@ -60,14 +59,6 @@ class TrainRequest:
     """Go on from the newest checkpoint in the folder, or begin if there is none."""
     overwrite: bool = False
     """Remove the run that is in the folder."""
-    distributed: bool = False
-    """Several processes, told by the environment (SLURM, TPU pods, GKE)."""
-    coordinator: str | None = None
-    """host:port of process 0, where the environment does not tell."""
-    processes: int | None = None
-    """How many processes there are."""
-    process_id: int | None = None
-    """Which of them this is, from 0."""
     offline: bool = False
     """Never use the network."""
     quiet: bool = False
@@ -85,7 +76,7 @@ def fine_tune(argv: Sequence[str]) -> None:
         raise UserError("--output is missing: name a folder for the run")
     folder = Path(request.output).expanduser()
     check_folder(folder, request)
-    join(request.distributed, request.coordinator, request.processes, request.process_id)
+    join(request)
     main = jax.process_index() == 0
     mesh = make_mesh(config.mesh.fsdp)
     check_batch(config, jax.device_count())
@@ -232,12 +223,6 @@ def remove_run(folder: Path) -> None:
             shutil.rmtree(folder / name)
     for path in [*folder.glob(f"{LORA}*.safetensors"), *(folder / n for n in (METRICS, FAILURE))]:
         path.unlink(missing_ok=True)
-
-
-def plain(config: TrainConfig) -> dict[str, Any]:
-    """A config as JSON and YAML have it."""
-    settings: dict[str, Any] = json.loads(json.dumps(asdict(config)))
-    return settings
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 
 from ie_jax.devices import (
     BATCH,
-    FSDP,
     WHOLE,
     gathered,
+    is_cut,
     over_devices,
     place,
     place_batch,
@@ -299,11 +299,12 @@ class Trainer:
             placed = place_batch(self.mesh, batch)
             if self.validate is None:
                 assert self.stage.evaluate
-                by_hand = self.mesh.shape[FSDP] == 1
-                places = (WHOLE, WHOLE, BATCH), BATCH
-                evaluate = self.stage.evaluate
+                evaluate: Callable[..., Any] = self.stage.evaluate
+                if not is_cut(self.mesh):
+                    places = (WHOLE, WHOLE, BATCH), BATCH
+                    evaluate = over_devices(evaluate, self.mesh, *places)
                 jitted = jax.jit(
-                    over_devices(evaluate, self.mesh, *places) if by_hand else evaluate,
+                    evaluate,
                     out_shardings=replicated(self.mesh),
                     compiler_options=self.compiler_options,
                 )

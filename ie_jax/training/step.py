@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from ie_jax.devices import DATA, FSDP
+from ie_jax.devices import DATA, is_cut
 from ie_jax.training.stage import Loss, Metrics, Stage, State, Tree
 
 Step = Callable[[State, Tree, Mapping[str, Array], Array], tuple[State, Metrics]]
@@ -64,8 +64,7 @@ def make_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
             mesh=mesh,
             in_specs=(P(), P(), P(DATA), P(DATA)),
             out_specs=P(),
-            # What a device does is written down for all axes, or kernels could not be called.
-            axis_names={DATA} if mesh.shape[FSDP] > 1 else set(mesh.axis_names),
+            axis_names={DATA} if is_cut(mesh) else set(mesh.axis_names),
             check_vma=False,
         )
         return sharded(state, frozen, batch, jax.random.split(key, items))

@@ -31,7 +31,9 @@ def test_computes_the_same_as_the_editor(checkpoints: Path, guided: bool) -> Non
     pixels = np.random.default_rng(0).integers(0, 256, (1, 128, 128, 3), np.uint8)
     source, target = "a photo of a cat", "a photo of a dog"
     inversion = editor.invert(pixels, source)
-    expected = editor.programs["edit"](editor.weights, inversion, *editor.edit_arguments(1, target))
+    expected = editor.programs["edit"](
+        editor.weights, inversion, *editor.edit_arguments(1, pixels.shape[1:3], target)
+    )
 
     found = TorchEditor(load_pipeline(str(checkpoints), offline=True))(
         pixels,

@@ -30,6 +30,7 @@ from ie_jax.weights.untrained import RANDOM_CONFIGS, random_pipeline
 from tests.tiny import SMALLEST
 
 SOURCE = "a cat on a table"
+SIZE = (16, 16)
 TARGETS = ["a dog on a table", "a fox", "a cat in the snow"]
 GUIDERS = (
     GuiderConfig("self_attn_map_l2", (0.0, 20000.0, 20000.0, 20000.0)),
@@ -190,10 +191,10 @@ def test_guided_edits_of_a_batch_are_each_alone(guided: Editor) -> None:
 
 
 def test_one_prompt_or_row_serves_all(plain: Editor, inversion: Inversion) -> None:
-    rows = plain.edit_arguments(2, [["a", "b"], ["a", "b"]])[0]
-    np.testing.assert_array_equal(plain.edit_arguments(2, ["a", "b"])[0], rows)
-    one = plain.edit_arguments(1, "a", guidance=np.zeros((1, 3, 4)))[0]
-    np.testing.assert_array_equal(one, plain.edit_arguments(1, ["a", "a", "a"])[0])
+    rows = plain.edit_arguments(2, SIZE, [["a", "b"], ["a", "b"]])[0]
+    np.testing.assert_array_equal(plain.edit_arguments(2, SIZE, ["a", "b"])[0], rows)
+    one = plain.edit_arguments(1, SIZE, "a", guidance=np.zeros((1, 3, 4)))[0]
+    np.testing.assert_array_equal(one, plain.edit_arguments(1, SIZE, ["a", "a", "a"])[0])
 
 
 def test_low_rank_paths_are_the_merged_weights(
@@ -201,7 +202,7 @@ def test_low_rank_paths_are_the_merged_weights(
 ) -> None:
     def latents(editor: Editor) -> tuple[jax.Array, jax.Array]:
         ids = editor.ids([SOURCE])
-        targets, *rest = editor.edit_arguments(1, TARGETS, guidance=2.0)
+        targets, *rest = editor.edit_arguments(1, SIZE, TARGETS, guidance=2.0)
         pixels = picture()[None]
         inversion, edit = editor.programs["invert and edit"](
             editor.weights, pixels, ids, targets, editor.noise(pixels, None), *rest
@@ -494,7 +495,7 @@ def test_source_prompts_that_do_not_fit_are_refused(plain: Editor) -> None:
 )
 def test_strengths_of_other_shapes_are_refused(guided: Editor, strength: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="do not broadcast to 1 images, 3 edits, 2 guiders"):
-        guided.edit_arguments(1, TARGETS, **strength)
+        guided.edit_arguments(1, SIZE, TARGETS, **strength)
 
 
 def test_a_long_prompt_is_cut_with_a_warning(plain: Editor, inversion: Inversion) -> None:

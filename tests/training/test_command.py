@@ -13,12 +13,12 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from ie_jax.config import build, read_yaml
+from ie_jax.config import build, plain, read_yaml
 from ie_jax.data.command import cache
 from ie_jax.errors import UserError
 from ie_jax.files import alone_in
 from ie_jax.training import command
-from ie_jax.training.command import fine_tune, plain, require_same
+from ie_jax.training.command import fine_tune, require_same
 from ie_jax.training.recipe import metadata
 from ie_jax.training.stages import TrainConfig
 from ie_jax.weights.convert import flatten
