@@ -11,6 +11,7 @@ from ie_jax.config import parse
 from ie_jax.editing.images import check_place, write_errors
 from ie_jax.errors import UserError
 from ie_jax.evaluation.drawn import drawn
+from ie_jax.evaluation.masks import masks
 from ie_jax.evaluation.protocols import listed, photos, pie
 from ie_jax.evaluation.report import environment, write_plots, write_sheets, write_tables
 from ie_jax.evaluation.runner import write
@@ -86,6 +87,7 @@ PROTOCOLS: dict[str, Callable[[Sequence[str]], None]] = {
     "coco": photos,
     "list": listed,
     "tune": tune,
+    "masks": masks,
 }
 
 

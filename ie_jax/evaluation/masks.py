@@ -1,6 +1,6 @@
 """What masks and strengths do, on the embedded world, where the true mask of every edit is known.
 
-python -m ie_jax.evaluation.masks --scenes 128 --seed 2026 --output masks
+python -m ie_jax.evaluation masks --scenes 128 --seed 2026 --output masks
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ie_jax.cli import run
 from ie_jax.config import parse
 from ie_jax.data.masks import AUTO, mask_picture
 from ie_jax.data.world import EDITS, caption, draw_scene, render
@@ -19,16 +18,17 @@ from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.editing.images import encoded, write_errors
 from ie_jax.errors import UserError
-from ie_jax.evaluation.metrics.means import Values, estimate
+from ie_jax.evaluation.batches import in_batches
+from ie_jax.evaluation.metrics.means import Values
 from ie_jax.evaluation.metrics.pixels import squared_error
 from ie_jax.evaluation.model import Model, load_model
 from ie_jax.evaluation.report import Column, Table, comma_separated, markdown, sheet
-from ie_jax.evaluation.world import ALL, Task, all_edits, check_seed, score_edits
+from ie_jax.evaluation.world import ALL, Task, all_edits, by_kind, check_seed, score_edits
 from ie_jax.products import check_folder, leave
 from ie_jax.progress import Stages
 
-DESCRIPTION = """Edit scenes of the embedded world without a mask, in the mask that is found and in
-the true one, and at several strengths; measure each result against the exact one."""
+DESCRIPTION = """masks: edit scenes of the embedded world without a mask, in the mask that is found
+and in the true one, and at several strengths; measure each result against the exact one."""
 TRUE, NONE = "true", "none"
 MASKS = (NONE, AUTO, TRUE)
 EQUAL = 60.0
@@ -96,15 +96,13 @@ def draw(seed: int, scenes: int) -> Edits:
 
 def edited(
     editor: Editor, edits: Edits, size: int, mask: str, strengths: Sequence[float], bar: Any
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Results, uint8 (n, strengths, h, w, 3), and masks, bool (n, h, w)."""
-    images, masks = [], []
-    count = len(edits.tasks)
-    for start in range(0, count, size):
-        # The last batch is filled up: one size is one compilation.
-        rows = np.minimum(np.arange(start, start + size), count - 1)
+) -> Any:
+    """Results, uint8 (n, strengths, h, w, 3), and where there is a mask those, bool (n, h, w)."""
+    ahead = iter(range(0, len(edits.tasks), size))
+
+    def run(rows: np.ndarray) -> Any:
         tasks = [edits.tasks[i] for i in rows]
-        given: Any = {NONE: None, AUTO: AUTO, TRUE: [edits.masks[i] for i in rows]}[mask]
+        given: Any = {NONE: None, AUTO: AUTO, TRUE: list(edits.masks[rows])}[mask]
         inversion = editor.invert(
             list(edits.pixels[rows]),
             [caption(task.edit.source) for task in tasks],
@@ -112,11 +110,10 @@ def edited(
         )
         targets = [[caption(task.edit.target)] * len(strengths) for task in tasks]
         result = editor.edit(inversion, targets, strength=list(strengths), mask=given)
-        images.append(result.images)
-        if result.masks is not None:
-            masks.append(result.masks[:, 0])
-        bar.update(min(size, count - start))
-    return np.concatenate(images)[:count], np.concatenate(masks)[:count] if masks else None
+        bar.update(min(size, len(edits.tasks) - next(ahead)))
+        return result.images if result.masks is None else (result.images, result.masks[:, 0])
+
+    return in_batches(run, size, np.arange(len(edits.tasks)))
 
 
 def scores(model: Model, size: int, pixels: np.ndarray, edits: Edits) -> dict[str, Values]:
@@ -132,17 +129,6 @@ def union_shares(masks: np.ndarray, truths: np.ndarray) -> Values:
     return np.where(either > 0, both / np.maximum(either, 1), np.nan)
 
 
-def rows_of(name: Mapping[str, Any], values: Mapping[str, Values], edits: Edits) -> list[Any]:
-    """A row for each kind of edit, and one for all."""
-    kinds = np.array([task.edit.kind for task in edits.tasks])
-    groups = np.array([task.number for task in edits.tasks])
-    return [
-        {**name, "kind": kind, **{key: estimate(x[at], groups[at]) for key, x in values.items()}}
-        for kind in (ALL, *EDITS)
-        if (at := np.full(len(kinds), True) if kind == ALL else kinds == kind).any()
-    ]
-
-
 def measure(
     editor: Editor, model: Model, edits: Edits, request: MasksRequest
 ) -> tuple[dict[str, list[Any]], dict[str, np.ndarray]]:
@@ -152,18 +138,19 @@ def measure(
     total = len(edits.tasks) * (len(MASKS) + 1)
     with tqdm(total=total, desc="edits", unit="edit", disable=request.quiet) as bar:
         for mask in MASKS:
-            images, found = edited(editor, edits, size, mask, [1.0], bar)
+            result = edited(editor, edits, size, mask, [1.0], bar)
+            images, found = (result, None) if mask == NONE else result
             values = scores(model, size, images[:, 0], edits)
             none = np.full(len(edits.tasks), np.nan)
             values["iou"] = none if found is None else union_shares(found, edits.masks)
-            rows["mask"] += rows_of({"mask": mask}, values, edits)
+            rows["mask"] += by_kind({"mask": mask}, values, edits.tasks)
             if mask == AUTO and found is not None:
                 shown["found mask"] = mask_picture(found)
             shown[f"mask: {mask}"] = images[:, 0]
-        images, _ = edited(editor, edits, size, NONE, request.strengths, bar)
+        images = edited(editor, edits, size, NONE, request.strengths, bar)
         for i, strength in enumerate(request.strengths):
             values = scores(model, size, images[:, i], edits)
-            rows["strength"] += rows_of({"strength": strength}, values, edits)
+            rows["strength"] += by_kind({"strength": strength}, values, edits.tasks)
             shown[f"strength {strength:g}"] = images[:, i]
     return rows, {**shown, "truth": edits.truths}
 
@@ -180,7 +167,7 @@ def pictures(shown: Mapping[str, np.ndarray], edits: Edits) -> dict[str, np.ndar
     return {"masks": sheet(some("mask")), "strengths": sheet(some("strength"))}
 
 
-def evaluate(argv: Sequence[str]) -> None:
+def masks(argv: Sequence[str]) -> None:
     """Run the command.
 
     Raises:
@@ -216,12 +203,3 @@ def evaluate(argv: Sequence[str]) -> None:
         output.mkdir(parents=True, exist_ok=True)
     leave(contents, record, {"request": asdict(request), "config": asdict(config), **rows})
     print("wrote", *contents, record)
-
-
-def main() -> None:
-    """The command."""
-    run(evaluate)
-
-
-if __name__ == "__main__":
-    main()
