@@ -33,7 +33,6 @@ from ie_jax.data.images import preprocess
 from ie_jax.diffusion.consistency import consistency_step, per_image
 from ie_jax.diffusion.schedule import BOUNDARIES, Schedule, dynamic_guidance, make_schedule
 from ie_jax.diffusion.trajectory import Trajectory, generate, invert, with_text
-from ie_jax.editing.editor import use_compilation_cache
 from ie_jax.errors import UserError
 from ie_jax.methods import inverse_and_edit as program
 from ie_jax.methods.guidance import NEGLIGIBLE, StepRecord, Strength, norm, rescale_factor
@@ -49,6 +48,7 @@ from ie_jax.models.tokenizer import PromptCut, Tokenizer
 from ie_jax.models.unet import UNet, guidance_embedding, sinusoidal_embedding
 from ie_jax.weights.folder import Weights, convert_files
 from ie_jax.weights.layout import find_files
+from ie_jax.weights.load import use_compilation_cache
 from ie_jax.weights.names import local
 from tests import training_records
 from tests.baseline_records import CASES as BASELINES

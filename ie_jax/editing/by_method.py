@@ -17,7 +17,8 @@ from ie_jax.methods import infedit, prompts
 from ie_jax.methods.inverse_and_edit import Edit as Result
 from ie_jax.methods.inverse_and_edit import contexts, encode_image, finish, leading
 from ie_jax.methods.prompt_to_prompt import Edits
-from ie_jax.methods.table import Edit, Numbers, Request, Size, settled
+from ie_jax.methods.settings import Numbers, Size
+from ie_jax.methods.table import Edit, Request, settled
 from ie_jax.models.networks import Networks, Prompts
 from ie_jax.models.pixels import Pixels
 from ie_jax.models.tokenizer import Tokenizer

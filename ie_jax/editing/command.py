@@ -12,7 +12,7 @@ import jax
 
 from ie_jax.cli import run
 from ie_jax.config import parse, plain
-from ie_jax.data.images import load_image, preprocess
+from ie_jax.data.images import load_image, preprocess, read_rgb
 from ie_jax.data.masks import AUTO
 from ie_jax.data.panels import side_by_side
 from ie_jax.data.world import caption, draw_edit, draw_scene, render
@@ -107,28 +107,19 @@ def edit_one(request: EditRequest, config: EditConfig, given: Sequence[str]) -> 
     example = draw_edit(draw_scene(*DEMO), "change_color", *DEMO)
     told = caption(example.source), (caption(example.target),)
     source, targets = told if demo else prompts(request)
-    output = Path(ONE if request.output is None else request.output)
-    if not output.name:
-        raise UserError("--output is empty: name a picture, such as edit.png")
     check_ours(request, config)
     if request.reconstruct and request.mask:
         raise UserError("--reconstruct takes no --mask: it changes nothing")
     named = titles(targets, config.strength)
-    paths = [] if demo else numbered(output, len(named))
-    masks = [mask_path(path) for path in paths] if request.mask == AUTO else []
-    panel = output if demo else output.with_stem(f"{output.stem}-side-by-side")
-    want_panel = demo or request.side_by_side or len(config.strength) > 1
-    record = output.with_suffix(".json")
-    pictures = paths + masks + ([panel] if want_panel else [])
-    for path in pictures:
-        check_writable(path)
-    check_place(record)
+    outputs = outputs_of(request, config, len(named), demo)
     facts = check_model(config)
     if not demo:
         load_image(photo, 64)  # a broken photo is found before gigabytes are read
         advise(facts, config, given)
     given_files = [Path(x) for x in (photo, request.mask) if x and x != AUTO]
-    check_free(pictures, record, given_files, request.overwrite)
+    for path in given_files[1:]:
+        read_rgb(path, str(path))  # and so is a broken mask
+    check_free(outputs.pictures, outputs.record, given_files, request.overwrite)
 
     stages = Stages(request.quiet)
     editor = Editor.from_pretrained(
@@ -146,23 +137,59 @@ def edit_one(request: EditRequest, config: EditConfig, given: Sequence[str]) -> 
             result = editor.edit_each(inversion, targets, mask=mask)
     edits = [] if result is None else list(result.images[0])
     panels = [("source", pixels)]
-    if inversion is not None and (want_panel or result is None):
+    if inversion is not None and (outputs.panel or result is None):
         panels.append(("reconstruction", editor.reconstruct(inversion)[0]))
     panels += list(zip(named, edits, strict=True))
 
-    results = edits or [panels[-1][1]]
-    images = dict(zip(paths, results, strict=False))
-    if masks and result is not None and result.masks is not None:
-        images |= found_masks(paths, result.masks[0])
-    if want_panel:
-        images[panel] = side_by_side(panels)
+    images = dict(zip(outputs.results, edits or [panels[-1][1]], strict=False))
+    if outputs.masks and result is not None and result.masks is not None:
+        images |= found_masks(outputs.results, result.masks[0])
+    if outputs.panel:
+        images[outputs.panel] = side_by_side(panels)
     with stages("write"):
         contents = {path: encoded(image, path) for path, image in images.items()}
     facts_of_run = settings(request, config, stages, result, given)
-    leave(contents, record, {**facts_of_run, "network_calls": editor.network_calls})
+    leave(contents, outputs.record, {**facts_of_run, "network_calls": editor.network_calls})
     if config.model == RANDOM:
         print(f"model {RANDOM!r}: small and UNTRAINED, so the result is noise; see --model")
-    print("wrote", *pictures, record)
+    print("wrote", *outputs.pictures, outputs.record)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files of one photo's edits."""
+
+    results: list[Path]
+    masks: list[Path]
+    """Of those that are found."""
+    panel: Path | None
+    """All side by side."""
+    record: Path
+
+    @property
+    def pictures(self) -> list[Path]:
+        """All but the record."""
+        return [*self.results, *self.masks, *([self.panel] if self.panel else [])]
+
+
+def outputs_of(request: EditRequest, config: EditConfig, count: int, demo: bool) -> Outputs:
+    """Where so many results go.
+
+    Raises:
+        UserError: a file cannot be written there.
+    """
+    output = Path(ONE if request.output is None else request.output)
+    if not output.name:
+        raise UserError("--output is empty: name a picture, such as edit.png")
+    results = [] if demo else numbered(output, count)
+    masks = [mask_path(path) for path in results] if request.mask == AUTO else []
+    wanted = demo or request.side_by_side or len(config.strength) > 1
+    panel = output if demo else output.with_stem(f"{output.stem}-side-by-side")
+    outputs = Outputs(results, masks, panel if wanted else None, output.with_suffix(".json"))
+    for path in outputs.pictures:
+        check_writable(path)
+    check_place(outputs.record)
+    return outputs
 
 
 def edit_all(request: EditRequest, config: EditConfig, given: Sequence[str]) -> None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ie_jax.errors import UserError
-from ie_jax.methods.table import MethodConfig, Name
+from ie_jax.methods.settings import MethodConfig
+from ie_jax.methods.table import Name
 from ie_jax.models.execution import Execution, Precision
 
 

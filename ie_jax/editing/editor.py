@@ -1,7 +1,6 @@
 """The editor: pictures and prompts in, pictures and diagnostics out."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from ie_jax.diffusion.schedule import BETAS, Schedule, make_schedule
 from ie_jax.editing.arguments import in_one_shape, mask_of, one_each, prompt_rows
 from ie_jax.editing.by_method import METHOD_PLACES, Words, edit_by
 from ie_jax.editing.config import EditConfig
+from ie_jax.editing.program import Announce, Program, silent
 from ie_jax.errors import UserError
 from ie_jax.methods.guidance import StepRecord, Strength
 from ie_jax.methods.guiders import make_guider
@@ -35,7 +35,8 @@ from ie_jax.methods.inverse_and_edit import (
     reconstruct,
 )
 from ie_jax.methods.masks import Mask
-from ie_jax.methods.table import METHODS, check_method, numbers_of, settled, size_of
+from ie_jax.methods.settings import numbers_of, size_of
+from ie_jax.methods.table import METHODS, check_method, settled
 from ie_jax.models.execution import dtype
 from ie_jax.models.lora import round_to_fp16
 from ie_jax.models.networks import Tokens, vae_precision
@@ -46,44 +47,6 @@ from ie_jax.weights.load import facts_before_loading, load_pipeline, use_compila
 
 Picture = str | Path | Image.Image | np.ndarray
 Seed = int | Sequence[int] | None
-Announce = Callable[[str], AbstractContextManager[None]]
-
-
-def silent(_: str) -> AbstractContextManager[None]:
-    """Announce nothing."""
-    return nullcontext()
-
-
-class Program:
-    """A function compiled once per shapes of its arguments, announcing when it compiles or runs."""
-
-    def __init__(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        announce: Announce,
-        compiler_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.name, self.announce = name, announce
-        self.jitted = jax.jit(function, compiler_options=dict(compiler_options or {}))
-        self.compiled: dict[Any, Any] = {}
-
-    def __call__(self, *args: Any) -> Any:
-        leaves, structure = jax.tree.flatten(args)
-        key = structure, tuple((x.shape, x.dtype) for x in leaves)
-        try:
-            if key not in self.compiled:
-                with self.announce(f"compile {self.name}"):
-                    self.compiled[key] = self.jitted.lower(*args).compile()
-            with self.announce(self.name):
-                return jax.block_until_ready(self.compiled[key](*args))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise UserError(
-                f"{self.name}: out of memory: take a smaller --size, fewer edits at once, "
-                "--lora low_rank, or bfloat16 (--precision.param, --precision.compute)"
-            ) from error
 
 
 @dataclass(frozen=True)

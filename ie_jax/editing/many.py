@@ -85,13 +85,8 @@ def edit_many(
     """
     tally = Tally()
     strengths = editor.config.strength
-    todo = [job for job in jobs if not is_finished(record_of(folder, job), told(job, config))]
+    todo = unfinished(jobs, folder, config, strengths, panels, overwrite)
     tally.finished_before = len(jobs) - len(todo)
-    for job in todo:
-        results = output_paths(folder, job, len(strengths))
-        masks = [mask_path(path) for path in results] if job.mask == AUTO else []
-        paths = [*results, *masks, *([panel_path(folder, job)] if panels else [])]
-        check_free(paths, record_of(folder, job), [Path(job.image)], overwrite)
     bar = tqdm(
         total=len(jobs), initial=tally.finished_before, desc=name, unit="image", disable=quiet
     )
@@ -121,6 +116,28 @@ def edit_many(
                 tally.done += 1
                 bar.update()
     return tally
+
+
+def unfinished(
+    jobs: Sequence[Job],
+    folder: Path,
+    config: Mapping[str, Any],
+    strengths: Sequence[float],
+    panels: bool,
+    overwrite: bool,
+) -> list[Job]:
+    """The jobs that are still to be done.
+
+    Raises:
+        UserError: a result would replace a person's file.
+    """
+    todo = [job for job in jobs if not is_finished(record_of(folder, job), told(job, config))]
+    for job in todo:
+        results = output_paths(folder, job, len(strengths))
+        masks = [mask_path(path) for path in results] if job.mask == AUTO else []
+        paths = [*results, *masks, *([panel_path(folder, job)] if panels else [])]
+        check_free(paths, record_of(folder, job), [Path(job.image)], overwrite)
+    return todo
 
 
 def pictures_of(

@@ -17,7 +17,7 @@ from ie_jax.data.images import load_image
 from ie_jax.devices import Processes, batch_size, join, local_mesh, part, process_zero_first
 from ie_jax.editing.command import check_model
 from ie_jax.editing.config import EditConfig
-from ie_jax.editing.editor import Editor, use_compilation_cache
+from ie_jax.editing.editor import Editor
 from ie_jax.editing.images import write_errors
 from ie_jax.editing.jobs import refuse_twice
 from ie_jax.errors import UserError
@@ -41,7 +41,7 @@ from ie_jax.evaluation.runner import (
 from ie_jax.evaluation.tables import rows_of, write_tables
 from ie_jax.files import alone_in
 from ie_jax.methods.table import METHODS
-from ie_jax.weights.load import load_pipeline
+from ie_jax.weights.load import load_pipeline, use_compilation_cache
 
 ALL = ("ours", *METHODS)
 TRIAL = 64

@@ -17,7 +17,7 @@ import yaml
 from ie_jax.config import build, merged, parse, plain
 from ie_jax.data.world import caption, draw_scene, render
 from ie_jax.editing.config import EditConfig
-from ie_jax.editing.editor import Editor, use_compilation_cache
+from ie_jax.editing.editor import Editor
 from ie_jax.editing.images import check_place
 from ie_jax.errors import UserError
 from ie_jax.evaluation.batches import in_batches
@@ -29,7 +29,7 @@ from ie_jax.evaluation.runner import write
 from ie_jax.evaluation.world import Task, check_seed, one_edit_each
 from ie_jax.progress import Stages
 from ie_jax.weights.layout import PARTS
-from ie_jax.weights.load import load_pipeline
+from ie_jax.weights.load import load_pipeline, use_compilation_cache
 
 SLACK = 0.1
 SCORES = ("world_success", "psnr_truth")

@@ -1,6 +1,7 @@
 """From energies to the guided noise prediction: gradient, rescaling, addition (method 4)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,11 @@ class StepRecord:
     ratio: Float[Array, " b"]
     scale: Float[Array, " b"]
     """The factor that G was multiplied by."""
+
+
+def for_all_edits(x: Any, at: tuple[int, int], *trailing: int) -> Array:
+    """What broadcasts to `at`, images and edits, and the trailing axes: (be, ...)."""
+    return jnp.broadcast_to(x, (*at, *trailing)).reshape(at[0] * at[1], *trailing)
 
 
 def norm(x: Latents) -> Float[Array, " b"]:

@@ -26,7 +26,7 @@ from ie_jax.diffusion.consistency import Latents, consistency_step
 from ie_jax.diffusion.schedule import Schedule
 from ie_jax.diffusion.trajectory import generate, invert, per_step, with_text
 from ie_jax.methods.cfg import pair
-from ie_jax.methods.guidance import StepRecord, Strength, guide
+from ie_jax.methods.guidance import StepRecord, Strength, for_all_edits, guide
 from ie_jax.methods.guiders import Guider
 from ie_jax.methods.masks import Mask, keep_outside, keep_pixels, per_edit
 from ie_jax.methods.statistics import match_statistics, mean_std
@@ -293,18 +293,16 @@ def generation(
     b, e = leading(target, 2)
     n, g = schedule.steps, len(models.guiders)
 
-    def flat(x: Any, *trailing: int) -> Array:
-        return jnp.broadcast_to(x, (b, e, *trailing)).reshape(b * e, *trailing)
-
     def repeat(x: Array, axis: int = 0) -> Array:
         return jnp.repeat(x, e, axis=axis)
 
     # Without guiders nobody need give their scales a shape.
-    scales = flat(strength.scales, g, n) if g else jnp.zeros((b * e, 0, n))
-    strength = Strength(scales, *map(flat, (strength.lower, strength.upper, strength.amount)))
+    scales = for_all_edits(strength.scales, (b, e), g, n) if g else jnp.zeros((b * e, 0, n))
+    others = strength.lower, strength.upper, strength.amount
+    strength = Strength(scales, *(for_all_edits(x, (b, e)) for x in others))
     source = jax.tree.map(repeat, inversion.context)
     context = between(source, contexts(models, weights, target), strength.amount)
-    w = flat(schedule.guidance, n) * strength.amount[:, None]
+    w = for_all_edits(schedule.guidance, (b, e), n) * strength.amount[:, None]
     t, s = (repeat(per_step(x, b), 1) for x in (schedule.backward_t, schedule.backward_s))
 
     backward = weights.unet, weights.backward

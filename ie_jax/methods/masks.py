@@ -6,8 +6,6 @@ the edit has left the inversion, which takes no network call. With both, an edit
 lies in both.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ie_jax.diffusion.consistency import Latents
+from ie_jax.methods.guidance import for_all_edits
 from ie_jax.models.pixels import Image, Pixels
 
 BLUR = 1 / 64
@@ -40,11 +39,9 @@ class Mask:
 
 def per_edit(mask: Mask, b: int, e: int) -> Mask:
     """The mask of each edit, leaves (be, ...), from one whose leaves broadcast to (b, e, ...)."""
-
-    def flat(x: Any, *trailing: int) -> Array:
-        return jnp.broadcast_to(x, (b, e, *trailing)).reshape(b * e, *trailing)
-
-    return Mask(flat(mask.drawn, *mask.drawn.shape[-2:]), flat(mask.found), flat(mask.feather))
+    shape = mask.drawn.shape[-2:]
+    found, feather = (for_all_edits(x, (b, e)) for x in (mask.found, mask.feather))
+    return Mask(for_all_edits(mask.drawn, (b, e), *shape), found, feather)
 
 
 def blurred(x: Float[Array, "b h w"], reach: Float[Array, " b"]) -> Float[Array, "b h w"]:

@@ -16,16 +16,16 @@ from ie_jax.editing.config import EditConfig, GuiderConfig, GuiderOptions, Resca
 from ie_jax.editing.editor import (
     Editor,
     EditResult,
-    Program,
     one_each,
     prompt_rows,
-    use_compilation_cache,
 )
+from ie_jax.editing.program import Program
 from ie_jax.errors import UserError
 from ie_jax.methods.inverse_and_edit import Inversion
 from ie_jax.models.tokenizer import PromptCut
 from ie_jax.weights.facts import Facts
 from ie_jax.weights.folder import Pipeline
+from ie_jax.weights.load import use_compilation_cache
 from ie_jax.weights.untrained import RANDOM_CONFIGS, random_pipeline
 from tests.tiny import SMALLEST
 

@@ -17,7 +17,8 @@ from ie_jax.editing.command import edit
 from ie_jax.editing.config import EditConfig, GuiderConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.errors import UserError
-from ie_jax.methods.table import METHODS, MethodConfig, settled
+from ie_jax.methods.settings import MethodConfig
+from ie_jax.methods.table import METHODS, settled
 from ie_jax.models.execution import Precision
 from ie_jax.models.unet import Conditions
 from ie_jax.weights.folder import base_pipeline

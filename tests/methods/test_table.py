@@ -13,7 +13,8 @@ import pytest
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.errors import UserError
-from ie_jax.methods.table import METHODS, MethodConfig, Settings, numbers_of, settled
+from ie_jax.methods.settings import MethodConfig, Settings, numbers_of
+from ie_jax.methods.table import METHODS, settled
 from ie_jax.weights.folder import Pipeline
 from ie_jax.weights.untrained import RANDOM_CONFIGS, random_pipeline
 from tests.conftest import ROOT

@@ -1,0 +1,49 @@
+"""Functions that are compiled once for each shape of their arguments, and say so."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+
+from ie_jax.errors import UserError
+
+Announce = Callable[[str], AbstractContextManager[None]]
+"""Opened around what takes its time, with its name."""
+
+
+def silent(_: str) -> AbstractContextManager[None]:
+    """Announce nothing."""
+    return nullcontext()
+
+
+class Program:
+    """A function compiled once per shapes of its arguments, announcing when it compiles or runs."""
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        announce: Announce,
+        compiler_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name, self.announce = name, announce
+        self.jitted = jax.jit(function, compiler_options=dict(compiler_options or {}))
+        self.compiled: dict[Any, Any] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        leaves, structure = jax.tree.flatten(args)
+        key = structure, tuple((x.shape, x.dtype) for x in leaves)
+        try:
+            if key not in self.compiled:
+                with self.announce(f"compile {self.name}"):
+                    self.compiled[key] = self.jitted.lower(*args).compile()
+            with self.announce(self.name):
+                return jax.block_until_ready(self.compiled[key](*args))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(
+                f"{self.name}: out of memory: take a smaller --size, fewer edits at once, "
+                "--lora low_rank, or bfloat16 (--precision.param, --precision.compute)"
+            ) from error
