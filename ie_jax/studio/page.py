@@ -116,7 +116,7 @@ def photo_and_prompts(samples: Sequence[Sample]) -> tuple[Any, ...]:
     source = gr.Textbox(label="What the photo shows", elem_id="source")
     targets = gr.Textbox(
         label="What the result should show",
-        info="the same words, with those changed that shall change; a line for each result",
+        info="the same sentence with the changed words; one line for each result",
         lines=2,
         elem_id="targets",
     )
