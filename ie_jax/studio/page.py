@@ -15,7 +15,7 @@ del { opacity: .5 } mark { background: #fde68a; color: #111; padding: 0 .2em; bo
 #photo img, #compare img, .pictures img { object-fit: contain; image-rendering: pixelated }
 #photo img { width: 100%; height: 100% }
 #samples button, #samples img { width: 72px; height: 72px }
-.pictures .grid-wrap { min-height: 0 }
+.pictures .grid-wrap { min-height: 0; overflow: hidden !important }
 .pictures .grid-container {
     grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important; padding-top: 2em }
 footer, #files .label-clear-button, #files [aria-label^="Remove"] { display: none !important }
