@@ -129,7 +129,8 @@ def report(name: str, options: argparse.Namespace) -> list[Any]:
     backend = {"cuda": "gpu", "tpu": "tpu"}[platform]
     mesh = make_mesh(options.fsdp or 1, devices)
     config, arch = config_of(options, mesh.size, backend), architecture_of(options.model)
-    stage = stage_of(config, networks_of(config, arch, backend))
+    forward = weight_shapes(arch).forward
+    stage = stage_of(config, networks_of(config, arch, backend), forward)
     state, frozen, batch, key = argument_shapes(stage, config, arch, options.size)
     arguments = (
         placed(state, replicated(mesh)),

@@ -18,7 +18,7 @@ from benchmarks.models import RANK, pipeline_of, weight_shapes, widths_of
 from ie_jax.devices import make_mesh
 from ie_jax.models.lpips import lpips_shapes
 from ie_jax.models.networks import Architecture, Networks
-from ie_jax.training.config import optimiser_of
+from ie_jax.training.optimiser import optimiser_of
 from ie_jax.training.stage import Stage, initial_state
 from ie_jax.training.stages import TrainConfig
 from ie_jax.training.stages.cycle import Frozen, cycle_schedule, cycle_stage, frozen_of, prepare
@@ -60,9 +60,9 @@ def networks_of(config: TrainConfig, arch: Architecture, backend: str | None = N
     return Networks(arch, config.precision, config.vae_precision, execution, config.lora)
 
 
-def stage_of(config: TrainConfig, networks: Networks) -> Stage:
-    """The published fine-tuning."""
-    return cycle_stage(config.cycle, networks, optimiser_of(config.optimiser))
+def stage_of(config: TrainConfig, networks: Networks, params: Any) -> Stage:
+    """The published fine-tuning of a LoRA."""
+    return cycle_stage(config.cycle, networks, optimiser_of(config.optimiser, params))
 
 
 def argument_shapes(
@@ -130,14 +130,14 @@ class OurSteps:
         self.task, config = task, task.config
         pipeline = pipeline_of(config.model, task.seed)
         arch = pipeline.architecture
-        self.stage = stage_of(config, networks_of(config, arch))
+        self.params = pipeline.weights.forward
+        self.stage = stage_of(config, networks_of(config, arch), self.params)
         self.mesh = make_mesh(devices=jax.devices()[:1])
         self.frozen = jax.device_put(
             frozen_of(config, config.cycle, pipeline, perceptual_of(config, task.seed))
         )
         self.batch = jax.device_put(batch_of(task, arch))
         self.key = jax.random.key(task.seed)
-        self.params = pipeline.weights.forward
         self.programs: dict[str, Any] = {}
         self.newest = ""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from benchmarks.models import weight_shapes
 from benchmarks.steps import argument_shapes, networks_of, parts_of, stage_of
 from ie_jax.devices import make_mesh
 from ie_jax.models.execution import Execution
@@ -72,7 +73,7 @@ def step_work(
 
     def parts(execution: Execution) -> dict[str, float]:
         run = replace(config, execution=execution)
-        stage = stage_of(run, networks_of(run, arch))
+        stage = stage_of(run, networks_of(run, arch), weight_shapes(arch, rank=rank).forward)
         state, frozen, batch, key = argument_shapes(stage, run, arch, size, rank)
         found, given = {}, batch
         for name, part in parts_of(stage, make_mesh(devices=jax.devices()[:1]), 1).items():

@@ -12,7 +12,8 @@ from benchmarks import steps
 from benchmarks.models import pipeline_of
 from ie_jax.devices import make_mesh
 from ie_jax.models.execution import Execution
-from ie_jax.training.config import OptimiserConfig, optimiser_of
+from ie_jax.training.config import OptimiserConfig
+from ie_jax.training.optimiser import optimiser_of
 from ie_jax.training.stage import initial_state
 from ie_jax.training.stages import TrainConfig
 from ie_jax.training.stages.cycle import CycleConfig, cycle_stage, frozen_of, prepare
@@ -77,7 +78,7 @@ def test_steps_are_ours(order: Any) -> None:
         accumulate=2,
     )
     (networks, frozen, lora, batch), trainer, theirs = both(config)
-    stage = cycle_stage(config.cycle, networks, optimiser_of(config.optimiser))
+    stage = cycle_stage(config.cycle, networks, optimiser_of(config.optimiser, lora))
     step = jax.jit(make_step(stage, make_mesh(devices=jax.devices()[:1]), config.accumulate))
     state = initial_state(stage, lora)
     first: dict[str, float] = {}

@@ -23,6 +23,7 @@ from ie_jax.models.shapes import draw
 from ie_jax.training.command import fine_tune
 from ie_jax.training.stage import initial_state
 from ie_jax.training.stages import TrainConfig, build
+from ie_jax.training.stages.autoencoder import DECODER
 from ie_jax.training.step import make_step
 from ie_jax.weights.facts import Facts
 from ie_jax.weights.folder import read_blueprint, read_parts, shapes, write_parts
@@ -110,6 +111,14 @@ def validations(run: Path) -> list[float]:
 @pytest.mark.long("the first one trains three stages")
 def test_training_goes_on_from_a_model(begun: dict[str, Path], tmp_path: Path) -> None:
     goes_on(begun, "autoencoder", tmp_path)
+
+
+def test_the_decoder_alone_is_trained_by_muon(begun: dict[str, Path], tmp_path: Path) -> None:
+    new = run("decoder", begun["autoencoder"], tmp_path / "on")
+    before, after = (read_parts(folder, ["vae"])["vae"] for folder in (begun["autoencoder"], new))
+    for name in before:
+        same = jax.tree.map(np.array_equal, before[name], after[name])
+        assert all(jax.tree.leaves(same)) == (name not in DECODER), name
 
 
 @pytest.mark.slow
@@ -225,6 +234,8 @@ def test_the_step_of_each_later_stage_is_one_program(
 def test_a_stage_without_what_it_needs_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is missing: training of the autoencoder writes it"):
         run("denoiser", BLUEPRINT, tmp_path / "out")
+    with pytest.raises(UserError, match="goes on from a trained encoder: --start model"):
+        run("decoder", BLUEPRINT, tmp_path / "out", "--start", "nothing")
 
 
 def test_the_blueprint_knows_all_words_of_the_world(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,10 @@ from ie_jax.errors import UserError
 from ie_jax.models.networks import Latents, Networks, vae
 from ie_jax.models.pixels import Image, Pixels, from_uint8, to_uint8
 from ie_jax.models.shapes import draw, vae_shapes
-from ie_jax.training.config import RunConfig, optimiser_of
+from ie_jax.training.config import RunConfig
 from ie_jax.training.inputs import latent_shape
 from ie_jax.training.losses import psnr, squared
+from ie_jax.training.optimiser import optimiser_of
 from ie_jax.training.recipe import (
     MODEL,
     Batches,
@@ -38,10 +39,17 @@ class AutoencoderConfig:
 
     kl_weight: float = 1e-5
     """Of the posterior's divergence from the standard normal, per latent number."""
+    train: Literal["both", "decoder"] = "both"
+    """decoder: the encoder stays as the model's folder has it, so that what was trained on its
+    latents still fits. It needs --start model."""
 
     def __post_init__(self) -> None:
         if self.kl_weight < 0:
             raise UserError("autoencoder: kl_weight must not be negative")
+
+
+DECODER = ("decoder", "post_quant_conv")
+"""The parts of the tree that turn latents into pictures."""
 
 
 @struct.dataclass
@@ -68,8 +76,12 @@ def divergence(mean: Latents, std: Latents) -> Float[Array, " b"]:
 def reconstruction(
     config: AutoencoderConfig, networks: Networks, params: Tree, frozen: Tree, example: Example
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Mean squared error of the decoded sample, and the weighted divergence."""
-    model, variables = vae(networks), {"params": params}
+    """Mean squared error of the decoded sample, and the weighted divergence.
+
+    Args:
+        params: with `frozen` the whole tree.
+    """
+    model, variables = vae(networks), {"params": {**frozen, **params}}
     moments: tuple[Array, Array] = model.apply(variables, example.x, method="moments")  # type: ignore[assignment]
     mean, std = moments
     z = (mean + std * example.noise) * networks.architecture.vae.scaling_factor
@@ -84,7 +96,7 @@ def evaluate(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """MSE on [-1, 1] and PSNR (dB) of the 8-bit picture through the posterior's mean."""
     x = from_uint8(batch["pixels"])
-    decoded: Array = vae(networks).apply({"params": params}, x)  # type: ignore[assignment]
+    decoded: Array = vae(networks).apply({"params": {**frozen, **params}}, x)  # type: ignore[assignment]
     result = to_uint8(decoded)
     mse = squared(from_uint8(result), x)
     return {"mse": mse, "psnr": psnr(mse)}, {"source": batch["pixels"], "decoded": result}
@@ -113,19 +125,34 @@ def normalised(params: Tree, mean: np.ndarray, std: np.ndarray) -> dict[str, Any
 
 
 def build(run: RunConfig, config: AutoencoderConfig, offline: bool, progress: bool) -> Recipe:
-    """Trains the tree of the autoencoder; nothing is frozen."""
+    """Trains the tree of the autoencoder, or of it what decodes.
+
+    Raises:
+        UserError: only that, of an encoder that is not trained.
+    """
+    alone = config.train == "decoder"
+    if alone and run.start != "model":
+        raise UserError("autoencoder.train decoder goes on from a trained encoder: --start model")
     folder = model_folder(run, "autoencoder")
     blueprint = read_blueprint(folder)
     arch = blueprint.architecture
+    scale = arch.vae.scaling_factor if alone else 1.0
     # Until it is known how large latents are, they are not scaled.
-    arch = replace(arch, vae=replace(arch.vae, scaling_factor=1.0))
+    arch = replace(arch, vae=replace(arch.vae, scaling_factor=scale))
     networks = networks_of(run, arch)
+    tree: dict[str, Any] = (
+        read_parts(folder, ["vae"])["vae"]
+        if run.start == "model"
+        else draw(vae_shapes(arch.vae), run.seed)
+    )
+    params = {name: part for name, part in tree.items() if not alone or name in DECODER}
+    frozen = {name: part for name, part in tree.items() if name not in params}
 
     def export(target: Path, state: State, best: bool, held_out: Batches) -> None:
         if best:
             return
-        params = jax.tree.map(np.asarray, newest(state))
-        if held_out is not None:
+        params = {**frozen, **jax.tree.map(np.asarray, newest(state))}
+        if held_out is not None and not alone:
 
             @jax.jit
             def encode(params: Any, pixels: Pixels) -> Any:
@@ -134,19 +161,17 @@ def build(run: RunConfig, config: AutoencoderConfig, offline: bool, progress: bo
             z = np.concatenate([encode(params, batch["pixels"]) for batch in held_out])
             params = normalised(params, z.mean((0, 1, 2)), z.std((0, 1, 2)))
         facts = metadata(run, "autoencoder", state)
-        write_parts(target / MODEL, folder, {"vae": params}, facts, 1.0)
+        write_parts(target / MODEL, folder, {"vae": params}, facts, scale)
 
     return Recipe(
         Stage(
             prepare=partial(prepare, networks),
             losses={"autoencoder": partial(reconstruction, config, networks)},
-            optimiser=optimiser_of(run.optimiser),
+            optimiser=optimiser_of(run.optimiser, params),
             evaluate=partial(evaluate, networks),
         ),
-        read_parts(folder, ["vae"])["vae"]
-        if run.start == "model"
-        else draw(vae_shapes(arch.vae), run.seed),
-        {},
+        params,
+        frozen,
         arch,
         blueprint.tokenizer,
         export,

@@ -16,7 +16,8 @@ from ie_jax.errors import UserError
 from ie_jax.models.classifier import classify
 from ie_jax.models.pixels import from_uint8
 from ie_jax.models.shapes import draw
-from ie_jax.training.config import RunConfig, optimiser_of
+from ie_jax.training.config import RunConfig
+from ie_jax.training.optimiser import optimiser_of
 from ie_jax.training.recipe import MODEL, Batches, Recipe, metadata, model_folder, newest
 from ie_jax.training.stage import Metrics, Stage, State, Tree
 from ie_jax.weights.folder import read_blueprint, write_parts
@@ -97,9 +98,12 @@ def build(run: RunConfig, config: ClassifierConfig, offline: bool, progress: boo
         else:
             save_classifier(target / MODEL / name, params, facts)
 
+    params = draw(classifier_shapes(config.widths, config.depths), run.seed)
     return Recipe(
-        Stage(prepare, {"classifier": cross_entropy}, optimiser_of(run.optimiser), evaluate),
-        draw(classifier_shapes(config.widths, config.depths), run.seed),
+        Stage(
+            prepare, {"classifier": cross_entropy}, optimiser_of(run.optimiser, params), evaluate
+        ),
+        params,
         {},
         blueprint.architecture,
         blueprint.tokenizer,

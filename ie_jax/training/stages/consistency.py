@@ -20,7 +20,7 @@ from ie_jax.errors import UserError
 from ie_jax.models.lora import lora_shapes
 from ie_jax.models.networks import Context, Latents, Networks, any_denoiser
 from ie_jax.models.shapes import draw
-from ie_jax.training.config import RunConfig, optimiser_of
+from ie_jax.training.config import RunConfig
 from ie_jax.training.inputs import context_of, latent_shape, latents_of
 from ie_jax.training.losses import (
     BACKWARD,
@@ -32,6 +32,7 @@ from ie_jax.training.losses import (
     pseudo_huber,
     walk_terms,
 )
+from ie_jax.training.optimiser import optimiser_of
 from ie_jax.training.recipe import (
     Recipe,
     load_perceptual,
@@ -188,6 +189,7 @@ def build(run: RunConfig, config: ConsistencyConfig, offline: bool, progress: bo
     parts = read_parts(folder, ["vae", "text_encoder", "unet"])
     networks = networks_of(run, blueprint.architecture)
     loras = lora_shapes(parts["unet"], config.rank)
+    params = {"forward": draw(loras, run.seed), "backward": draw(loras, run.seed + 1)}
     still = (0.0,) * len(config.boundaries)
     betas = networks.architecture.betas
     facts = Facts(config.grid_start, config.boundaries, config.edit_guidance)
@@ -195,11 +197,11 @@ def build(run: RunConfig, config: ConsistencyConfig, offline: bool, progress: bo
         Stage(
             prepare=partial(prepare, config, networks),
             losses={"consistency": partial(loss, config, networks)},
-            optimiser=optimiser_of(run.optimiser),
+            optimiser=optimiser_of(run.optimiser, params),
             evaluate=partial(evaluate, networks),
             ema=run.optimiser.ema,
         ),
-        {"forward": draw(loras, run.seed), "backward": draw(loras, run.seed + 1)},
+        params,
         Frozen(
             parts["unet"],
             parts["vae"],

@@ -24,7 +24,7 @@ from ie_jax.models.execution import DType, dtype
 from ie_jax.models.lpips import lpips
 from ie_jax.models.networks import Context, Latents, Networks, any_denoiser
 from ie_jax.models.pixels import Image, from_uint8
-from ie_jax.training.config import RunConfig, optimiser_of
+from ie_jax.training.config import RunConfig
 from ie_jax.training.inputs import context_of, decoded, latent_shape, latents_of
 from ie_jax.training.losses import (
     BACKWARD,
@@ -40,6 +40,7 @@ from ie_jax.training.losses import (
     squared,
     walk_terms,
 )
+from ie_jax.training.optimiser import optimiser_of
 from ie_jax.training.recipe import (
     LORA,
     MODEL,
@@ -358,10 +359,10 @@ def build(run: RunConfig, config: CycleConfig, offline: bool, progress: bool) ->
         if source.is_dir() and not best and run.data.source == "world":
             write_parts(folder / MODEL, source, {"fine_tuned": newest(state)}, told)
 
-    networks = networks_of(run, pipeline.architecture)
+    networks, params = networks_of(run, pipeline.architecture), pipeline.weights.forward
     return Recipe(
-        cycle_stage(config, networks, optimiser_of(run.optimiser), run.optimiser.ema),
-        pipeline.weights.forward,
+        cycle_stage(config, networks, optimiser_of(run.optimiser, params), run.optimiser.ema),
+        params,
         frozen_of(run, config, pipeline, perceptual),
         pipeline.architecture,
         pipeline.tokenizer,

@@ -18,9 +18,10 @@ from ie_jax.errors import UserError
 from ie_jax.models.networks import Context, Latents, Networks, denoiser, encode_text
 from ie_jax.models.pixels import to_uint8
 from ie_jax.models.shapes import draw, text_encoder_shapes, unet_shapes
-from ie_jax.training.config import RunConfig, optimiser_of
+from ie_jax.training.config import RunConfig
 from ie_jax.training.inputs import decoded, latent_shape, latents_of
 from ie_jax.training.losses import squared
+from ie_jax.training.optimiser import optimiser_of
 from ie_jax.training.recipe import (
     Recipe,
     empty_caption,
@@ -182,7 +183,7 @@ def build(run: RunConfig, config: DenoiserConfig, offline: bool, progress: bool)
         Stage(
             prepare=partial(prepare, config, networks),
             losses={"denoiser": partial(denoising, networks)},
-            optimiser=optimiser_of(run.optimiser),
+            optimiser=optimiser_of(run.optimiser, params),
             evaluate=partial(evaluate, config, networks),
         ),
         params,

@@ -17,9 +17,10 @@ from ie_jax.diffusion.trajectory import with_text
 from ie_jax.errors import UserError
 from ie_jax.models.networks import Latents, Networks, denoiser, encode_text
 from ie_jax.models.shapes import unet_shapes
-from ie_jax.training.config import RunConfig, optimiser_of
+from ie_jax.training.config import RunConfig
 from ie_jax.training.inputs import context_of, latent_shape, latents_of
 from ie_jax.training.losses import squared
+from ie_jax.training.optimiser import optimiser_of
 from ie_jax.training.recipe import (
     Recipe,
     empty_caption,
@@ -138,14 +139,15 @@ def build(run: RunConfig, config: GuidanceConfig, offline: bool, progress: bool)
     shape = unet_shapes(networks.architecture.unet)["time_embedding"]["cond_proj"]["kernel"].shape
     without_effect = {"cond_proj": {"kernel": np.zeros(shape, np.float32)}}
     embedding = parts["denoiser"]["time_embedding"] | without_effect
+    params = parts["denoiser"] | {"time_embedding": embedding}
     return Recipe(
         Stage(
             prepare=partial(prepare, config, networks),
             losses={"guidance": partial(distillation, networks)},
-            optimiser=optimiser_of(run.optimiser),
+            optimiser=optimiser_of(run.optimiser, params),
             evaluate=partial(evaluate, config, networks),
         ),
-        parts["denoiser"] | {"time_embedding": embedding},
+        params,
         Frozen(parts["vae"], parts["text_encoder"], parts["denoiser"], empty_caption(blueprint)),
         networks.architecture,
         blueprint.tokenizer,
