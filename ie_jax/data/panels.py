@@ -10,12 +10,15 @@ from ie_jax.data.images import require_rgb
 from ie_jax.errors import UserError
 
 
-def side_by_side(panels: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+def side_by_side(panels: Sequence[tuple[str, np.ndarray]], notes: Sequence[str] = ()) -> np.ndarray:
     """A row of captioned pictures on white: uint8 RGB (h, w, 3) from (caption, picture) pairs.
 
     Pictures keep their size and stand on one line under their captions. A caption is wrapped
     to its picture's width (at least 80 pixels) and cut after four lines. Pillow's own font draws
     it, which has ASCII only: other characters show as boxes.
+
+    Args:
+        notes: what stands under the pictures, one text each, or nothing.
 
     Raises UserError if there are no panels or one is no picture.
     """
@@ -26,21 +29,24 @@ def side_by_side(panels: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
 
     gap = 8
     columns = [max(image.shape[1], 80) for _, image in panels]
-    font_size = min(max(min(columns) // 24, 11), 20)
+    font_size = min(max(min(columns) // 18, 11), 20)
     font = ImageFont.load_default(font_size)
-    captions = [
-        wrapped(text, column, font) for (text, _), column in zip(panels, columns, strict=True)
-    ]
     line_height = font_size + 4
-    strip = gap + line_height * max(len(lines) for lines in captions) + gap // 2
-    height = strip + max(image.shape[0] for _, image in panels) + gap
+    above, below = (
+        [wrapped(text, column, font) for text, column in zip(texts, columns, strict=True)]
+        for texts in ([text for text, _ in panels], notes or [""] * len(panels))
+    )
+    strip = gap + line_height * max(map(len, above)) + gap // 2
+    base = strip + max(image.shape[0] for _, image in panels) + gap
+    height = base + (line_height * max(map(len, below)) if notes else 0)
     row = Image.new("RGB", (sum(columns) + gap * (len(panels) + 1), height), "white")
     left = gap
-    for (_, image), column, lines in zip(panels, columns, captions, strict=True):
+    for (_, image), column, *texts in zip(panels, columns, above, below, strict=True):
         cell = Image.new("RGB", (column, height), "white")
         draw = ImageDraw.Draw(cell)
-        for number, line in enumerate(lines):
-            draw.text((0, gap + number * line_height), line, fill="black", font=font)
+        for lines, top in zip(texts, (gap, base - gap // 2), strict=True):
+            for number, line in enumerate(lines):
+                draw.text((0, top + number * line_height), line, fill="black", font=font)
         cell.paste(Image.fromarray(image), (0, strip))
         row.paste(cell, (left, 0))
         left += column + gap

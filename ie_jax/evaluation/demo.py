@@ -1,10 +1,12 @@
 """The demo: scenes of the embedded world inverted and edited, beside the exact results."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ie_jax.cli import run
 from ie_jax.config import parse
@@ -23,8 +25,8 @@ from ie_jax.progress import Stages
 DESCRIPTION = """Invert and edit scenes of the embedded world with the model that comes along, and
 show source, reconstruction, plain edit, guided edit and the exact result side by side."""
 SEED = 2026
-COLUMNS = ("source", "reconstruction", "plain edit", "guided edit", "truth")
-ZOOM = 2
+ZOOM = 4
+MEASURES = ("psnr_to_truth", "psnr_outside_mask")
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,30 @@ def decibels(one: np.ndarray, other: np.ndarray, where: np.ndarray | None = None
     return float(psnr_of(squared_error(one[None], other[None], mask))[0])
 
 
-def sheet(columns: Sequence[Iterable[np.ndarray]]) -> np.ndarray:
-    """Columns of pictures of one size, named by `COLUMNS`, enlarged, as one picture."""
-    large = [np.concatenate(list(x)).repeat(ZOOM, axis=0).repeat(ZOOM, axis=1) for x in columns]
-    return side_by_side(list(zip(COLUMNS, large, strict=True)))
+def enlarged(picture: np.ndarray) -> np.ndarray:
+    """A picture several times as large, smooth as a screen would show it."""
+    height, width = picture.shape[:2]
+    size = (width * ZOOM, height * ZOOM)
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+
+
+def line(fact: Mapping[str, Any], pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """An edit: source, reconstruction, plain and guided edit and exact result, enlarged, each with
+    what it is above and its numbers below."""
+    captions = (
+        f"source: {fact['source']}",
+        "inverted and generated again",
+        f"edit: {fact['target']}",
+        "the same edit, guided",
+        "exact result",
+    )
+    edited = (
+        f"{fact[f'{way}_psnr_to_truth']:.1f} dB to the exact result, "
+        f"{fact[f'{way}_psnr_outside_mask']:.1f} dB where nothing should change"
+        for way in ("plain", "guided")
+    )
+    notes = ["", f"{fact['reconstruction_psnr']:.1f} dB to the source", *edited, ""]
+    return side_by_side(list(zip(captions, map(enlarged, pictures), strict=True)), notes)
 
 
 def demo(argv: Sequence[str]) -> None:
@@ -106,9 +128,7 @@ def demo(argv: Sequence[str]) -> None:
         scales=np.stack([0 * scales, scales]),
     )
     plain, guided = result.images[:, 0], result.images[:, 1]
-    columns = (sources, reconstructions, plain, guided, truths)
-    picture = encoded(sheet(columns), output)
-    facts = [
+    facts: list[dict[str, Any]] = [
         {
             "kind": edit.kind,
             "source": caption(edit.source),
@@ -125,25 +145,21 @@ def demo(argv: Sequence[str]) -> None:
         }
         for i, edit in enumerate(edits)
     ]
-    leave({output: picture}, record, {"edits": facts})
+    shown = zip(sources, reconstructions, plain, guided, truths, strict=True)
+    lines = [line(fact, pictures) for fact, pictures in zip(facts, shown, strict=True)]
+    leave({output: encoded(np.concatenate(lines), output)}, record, {"edits": facts})
     tell(facts)
     print(f"wrote {output} {record}")
 
 
-def tell(facts: Sequence[dict[str, object]]) -> None:
+def tell(facts: Sequence[Mapping[str, Any]]) -> None:
     """The numbers, a line per edit."""
+    edits = [f"{way}_{what}" for what in MEASURES for way in ("plain", "guided")]
     print("PSNR in dB              reconstruction   edit to truth      outside the mask")
     print("                                         plain   guided     plain   guided")
     for fact in facts:
-        numbers = [
-            float(str(fact[name]))
-            for name in (
-                *("reconstruction_psnr", "plain_psnr_to_truth", "guided_psnr_to_truth"),
-                *("plain_psnr_outside_mask", "guided_psnr_outside_mask"),
-            )
-        ]
-        a, b, c, d, e = (f"{x:.1f}" for x in numbers)
-        print(f"{fact['kind']!s:<24}{a:<17}{b:<8}{c:<11}{d:<8}{e}")
+        a, b, c, d, e = (f"{fact[name]:.1f}" for name in ("reconstruction_psnr", *edits))
+        print(f"{fact['kind']:<24}{a:<17}{b:<8}{c:<11}{d:<8}{e}")
 
 
 def main() -> None:

@@ -25,6 +25,16 @@ def test_panels_stand_unchanged_in_a_row(width: int) -> None:
     assert row.shape[1] == 8 + 3 * (max(width, 80) + 8) and row.dtype == np.uint8
 
 
+def test_notes_stand_below_their_pictures() -> None:
+    black = np.zeros((10, 90, 3), np.uint8)
+    plain = side_by_side([("a", black), ("b", black)])
+    noted = side_by_side([("a", black), ("b", black)], ["", "a longer note of several lines"])
+    assert noted.shape[0] > plain.shape[0] and noted.shape[1] == plain.shape[1]
+    np.testing.assert_array_equal(noted[: plain.shape[0] - 8], plain[:-8])
+    below = noted[plain.shape[0] - 8 :]
+    assert (below[:, : 8 + 90] == 255).all() and (below[:, 8 + 90 + 8 :] < 255).any()
+
+
 @settings(max_examples=60)
 @given(caption=st.text(max_size=300), width=st.sampled_from([1, 64, 90, 512]))
 @example(caption="a cat " * 100, width=64)
