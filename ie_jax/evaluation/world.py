@@ -106,7 +106,7 @@ class WorldConfig:
     ddim_steps: int = 50
     """Of the teacher, in either direction."""
     sample_guidance: float = 3.0
-    """Scale w of the teacher's samples."""
+    """Scale w of the teacher's samples, and of the backward model's beside them."""
     sweep_scenes: int = 128
     """Scenes of the trade-off curves, one edit of each."""
     sweep_batch: int = 8
@@ -456,18 +456,20 @@ def measure_samples(
 ) -> tuple[list[Results], Pictures]:
     """How well pictures of captions, made from noise, show what the captions say; and some."""
     models, weights = model.models, model.plain.weights
-    w, guidance = config.sample_guidance, np.asarray(config.guidance)
+    w = config.sample_guidance
     teacher = partial(teacher_sample, models, config.ddim_steps, weights, w=jnp.float32(w))
-    schedule = model.schedule(model.published[OURS], guidance)
-    ways: tuple[tuple[str, Any, int, Callable[..., Any]], ...] = (
+
+    def backward(guidance: Sequence[float]) -> tuple[str, Any, int, Callable[..., Any]]:
+        schedule = model.schedule(model.published[OURS], np.asarray(guidance))
+        run = partial(backward_sample, models, weights, schedule=schedule)
+        return "backward", list(guidance), len(guidance), run
+
+    same = [w] * len(config.guidance)
+    ways: list[tuple[str, Any, int, Callable[..., Any]]] = [
         ("teacher", w, config.ddim_steps, teacher),
-        (
-            "backward",
-            list(config.guidance),
-            len(guidance),
-            partial(backward_sample, models, weights, schedule=schedule),
-        ),
-    )
+        backward(same),
+        backward(config.guidance),
+    ]
     rows: list[Results] = []
     shown: Pictures = {"one of these words": source.pixels[:SHOWN]}
     for method, scale, steps, run in ways:
@@ -481,7 +483,8 @@ def measure_samples(
                 "accuracy": accuracy(model, size, pixels, source.scenes),
             }
         )
-        shown[f"{method}, {steps} steps"] = pixels[:SHOWN]
+        at = "/".join(f"{x:g}" for x in np.atleast_1d(scale))
+        shown[f"{method}, w = {at}"] = pixels[:SHOWN]
     return rows, shown
 
 

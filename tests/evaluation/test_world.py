@@ -180,7 +180,7 @@ def test_judges_are_judged(results: dict[str, Any]) -> None:
     for part in (results["classifier"], *results["samples"]):
         assert list(part["accuracy"]) == [*ATTRIBUTES, "all"]
         assert part["count"] == SCENES
-    assert [part["method"] for part in results["samples"]] == ["teacher", "backward"]
+    assert [part["method"] for part in results["samples"]] == ["teacher", "backward", "backward"]
 
 
 def test_what_is_written(output: Path, results: dict[str, Any]) -> None:
@@ -196,7 +196,7 @@ def test_what_is_written(output: Path, results: dict[str, Any]) -> None:
     with Image.open(output / "pictures-reconstruction.png") as picture:
         assert picture.size == (8 + 5 * 136, SCENES * 128 + 35)
     with Image.open(output / "pictures-samples.png") as picture:
-        assert picture.size == (8 + 3 * 136, SCENES * 128 + 35)
+        assert picture.size == (8 + 4 * 136, SCENES * 128 + 35)
     with Image.open(output / "pictures-edits.png") as picture:
         assert picture.size[0] == 8 + 6 * 136
     plots = {f"plot-{name}.png" for name in ("reconstruction", "edits", "tradeoff")}
