@@ -252,7 +252,14 @@ def hint(name: str, known: Iterable[str], otherwise: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
+    """argparse with errors of one line, which knows -1e-5 and -.inf as numbers."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # argparse's own pattern ends before the exponent, and takes the rest for an option.
+        self._negative_number_matcher = re.compile(
+            r"-(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[+-]?\d+)?$|-\.?(inf|infinity)$", re.IGNORECASE
+        )
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)

@@ -6,6 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+WAIT = " (a small model: seconds; one of SD1.5's size: minutes)"
+"""How long a compilation is to be expected."""
+
 
 class Stages:
     """Named stages of a command: a line each, with a running clock on a terminal; elsewhere a line
@@ -26,7 +29,8 @@ class Stages:
         if live:
             clock.start()
         elif not self.quiet:
-            print(f"{name} ...", file=sys.stderr, flush=True)
+            wait = WAIT if name.startswith("compile") else ""
+            print(f"{name}{wait} ...", file=sys.stderr, flush=True)
         try:
             yield
         finally:

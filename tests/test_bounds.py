@@ -334,6 +334,16 @@ def test_pictures_are_bounded_by_what_they_take_decoded(tmp_path: Path) -> None:
     refused(lambda: load_image(path, 64), "392 MB decoded")
 
 
+def test_a_tiff_that_lacks_most_of_its_rows_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tiff"
+    Image.new("RGB", (16, 24)).save(path)
+    content = path.read_bytes()
+    height = struct.pack("<HHI", 257, 4, 1)  # tag, type and count, before the value
+    at = content.index(height) + len(height)
+    path.write_bytes(content[:at] + struct.pack("<I", 3_000_000) + content[at + 4 :])
+    refused(lambda: load_image(path, 64), "holds 24 of its 3000000 rows")
+
+
 def test_a_jpeg_of_very_many_scans_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     Image.new("L", (4000, 4000)).save(path, progressive=True)

@@ -99,6 +99,8 @@ def test_no_options_are_the_defaults() -> None:
         (["--no-start-noise", "--start-noise"], Settings()),
         (["--no_start_noise"], Settings(start_noise=False)),
         (["--schedule", "0", "-1.5", "2e4"], Settings(schedule=(0, -1.5, 20000))),
+        (["--schedule", "-1e-05", "-.5E2", "-3e+1"], Settings(schedule=(-1e-5, -50, -30))),
+        (["--limits", "-.inf", "-1_000"], Settings(limits=(-float("inf"), -1000))),
         (["--schedule", "[1, 2]"], Settings(schedule=(1, 2))),
         (["--schedule", "[]"], Settings(schedule=())),
         (["--limits", "0", "1"], Settings(limits=(0, 1))),
@@ -253,6 +255,33 @@ def test_no_library_advises_to_install_others() -> None:
     )
     assert done.returncode == 0
     assert "PyTorch" not in done.stderr
+
+
+@pytest.mark.slow
+def test_no_compiler_asks_users_to_file_a_bug() -> None:
+    """XLA says so of what compiles for minutes; of a constant that it computes for over a second,
+    by the same way."""
+    code = """if True:
+        import sys
+        if sys.argv[1] == "ours":
+            import ie_jax
+        import jax, jax.numpy as jnp
+        from jax import lax
+        def wide():
+            window = (40, 40, 1), (1, 1, 1), "SAME"
+            return lax.reduce_window(2 * jnp.ones((120, 120, 1)), 0.0, lax.add, *window).sum()
+        jax.jit(wide).lower().compile()"""
+    unset = ("TF_CPP_MIN_LOG_LEVEL", "JAX_COMPILATION_CACHE_DIR", "JAX_DISABLE_MOST_OPTIMIZATIONS")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+
+    def heard(whose: str) -> str:
+        argv = [sys.executable, "-c", code, whose]
+        return subprocess.run(
+            argv, capture_output=True, text=True, env=environment, check=True
+        ).stderr
+
+    assert "Constant folding" in heard("JAX's own")
+    assert "Constant folding" not in heard("ours")
 
 
 def test_a_console_without_a_letter_shows_its_number(monkeypatch: pytest.MonkeyPatch) -> None:

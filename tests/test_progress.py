@@ -2,7 +2,7 @@
 
 import pytest
 
-from ie_jax.progress import Stages
+from ie_jax.progress import WAIT, Stages
 
 
 def test_without_a_terminal_a_stage_is_told_before_it_runs(
@@ -10,7 +10,7 @@ def test_without_a_terminal_a_stage_is_told_before_it_runs(
 ) -> None:
     stages = Stages()
     with stages("compile edit"):
-        assert capsys.readouterr().err == "compile edit ...\n"
+        assert capsys.readouterr().err == f"compile edit{WAIT} ...\n"
     assert capsys.readouterr().err.startswith("compile edit: 0.0 s")
     assert list(stages.seconds) == ["compile edit"]
 

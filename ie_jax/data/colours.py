@@ -2,6 +2,7 @@
 
 import functools
 import io
+import struct
 
 import numpy as np
 from PIL import Image, ImageCms, TiffImagePlugin
@@ -51,6 +52,18 @@ def to_srgb(picture: Image.Image) -> Image.Image:
         picture.putalpha(alpha)
         picture = Image.alpha_composite(white, picture).convert("RGB")
     return picture
+
+
+CREATED = slice(24, 36)
+"""Where a profile's header says when it was made."""
+
+
+def srgb_bytes() -> bytes:
+    """The profile of sRGB as files hold it, always the same: Little CMS writes the time of day."""
+    profile = srgb().tobytes()
+    return (
+        profile[: CREATED.start] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + profile[CREATED.stop :]
+    )
 
 
 def srgb() -> ImageCms.ImageCmsProfile:

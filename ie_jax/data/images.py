@@ -167,6 +167,13 @@ def check_size(picture: Image.Image, content: bytes) -> None:
     # A scan (SOS) of a progressive JPEG takes as long as all pixels, and may be a few bytes.
     if picture.format == "JPEG" and content.count(b"\xff\xda") * pixels > MAX_SCANNED:
         raise UserError("has more scans than any photo; save it as another JPEG")
+    # Pillow leaves black what no strip of a TIFF holds: millions of rows, for a damaged height.
+    tiles = getattr(picture, "tile", ())
+    rows = max((tile.extents[3] for tile in tiles if tile.extents), default=0)
+    if picture.format == "TIFF" and rows < picture.height:
+        raise UserError(
+            f"is damaged or incomplete: it holds {rows} of its {picture.height} rows; get it again"
+        )
 
 
 def content_of(path: Path, name: str) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ie_jax.data.colours import srgb
+from ie_jax.data.colours import srgb_bytes
 from ie_jax.data.images import reason, require_rgb
 from ie_jax.data.masks import mask_picture
 from ie_jax.errors import UserError
@@ -74,7 +74,7 @@ def encoded(image: np.ndarray, path: str | os.PathLike[str]) -> bytes:
     """
     require_rgb(image)
     name, options = _write_format(Path(path))
-    profile = {} if name == "BMP" else {"icc_profile": srgb().tobytes()}
+    profile = {} if name == "BMP" else {"icc_profile": srgb_bytes()}
     file = io.BytesIO()
     with write_errors(Path(path)):  # WebP ends at 16383 pixels
         Image.fromarray(image).save(file, name, **options, **profile)

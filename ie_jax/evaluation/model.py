@@ -100,9 +100,7 @@ def model_folder(name: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    if name in embedded.EMBEDDED:
-        return embedded.WORLD / embedded.MODEL
-    folder = Path(name).expanduser()
+    folder = embedded.folder_of(name)
     if not folder.is_dir():
         names = ", ".join(embedded.EMBEDDED)
         raise UserError(f"no model or folder named {name!r}: give {names}, or a model folder")

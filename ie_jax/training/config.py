@@ -70,8 +70,8 @@ class RunConfig:
     backward: str | None = None
     """The backward LoRA, likewise."""
     perceptual: str = "vgg16"
-    """Weights of LPIPS: vgg16 (published, downloaded once), random (untrained, narrow), or a file
-    or folder of weights."""
+    """Weights of LPIPS: vgg16 (published, fetched once), random (untrained, narrow), model (those
+    in the model's folder), none, or a file or folder of weights."""
     data: DataConfig = field(default_factory=DataConfig)
     """The images."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)

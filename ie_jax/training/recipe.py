@@ -16,21 +16,15 @@ from ie_jax.models.networks import Architecture, Networks
 from ie_jax.models.tokenizer import Tokenizer
 from ie_jax.training.config import RunConfig
 from ie_jax.training.stage import Stage, State, Tree
-from ie_jax.weights.folder import (
-    Blueprint,
-    Pipeline,
-    write_parts,
-)
-from ie_jax.weights.judges import (
-    load_lpips,
-    random_lpips,
-)
+from ie_jax.weights.embedded import folder_of
+from ie_jax.weights.folder import Blueprint, Pipeline, write_parts
+from ie_jax.weights.judges import PERCEPTUAL, load_lpips, random_lpips
 from ie_jax.weights.layout import Part
 from ie_jax.weights.load import RANDOM
 
 LORA = "forward_lora"
 MODEL = "model"
-NONE = "none"
+NONE, OWN = "none", "model"
 NARROW = (8, 8, 16, 16, 16)
 """Widths of a random LPIPS."""
 
@@ -78,7 +72,7 @@ def model_folder(config: RunConfig, stage: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    folder = Path(config.model).expanduser()
+    folder = folder_of(config.model)
     if not folder.is_dir():
         raise UserError(
             f"stage {stage} starts from a folder of upstream files: there is none at "
@@ -135,7 +129,13 @@ def empty_caption(blueprint: Blueprint) -> jax.Array:
 
 
 def load_perceptual(config: RunConfig, offline: bool, progress: bool) -> Any:
-    """The parameters of LPIPS; None where the config does without."""
+    """The parameters of LPIPS; None where the config does without.
+
+    Raises:
+        UserError: there are none, or they are damaged.
+    """
+    if config.perceptual == OWN:
+        return load_lpips(str(folder_of(config.model) / PERCEPTUAL), offline, progress)
     if config.perceptual == NONE:
         return None
     if config.perceptual == RANDOM:

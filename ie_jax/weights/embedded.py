@@ -43,6 +43,11 @@ def embedded_files(model: str, forward: str | None = None, backward: str | None 
     )
 
 
+def folder_of(model: str) -> Path:
+    """Where a model's files lie: those of one that comes along, or of a folder, named so."""
+    return WORLD / MODEL if model in EMBEDDED else Path(model).expanduser()
+
+
 def sums(folder: Path) -> str:
     """Hashes of all files of the model in a folder, in the format of `sha256sum`."""
     files = sorted(path for path in (folder / MODEL).rglob("*") if path.is_file())

@@ -1,7 +1,9 @@
 """Pictures out: files of every format."""
 
 import errno
+import io
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ie_jax.data.colours import is_srgb
 from ie_jax.data.images import load_image
 from ie_jax.data.panels import side_by_side
 from ie_jax.editing.images import (
     check_writable,
+    encoded,
     save_image,
 )
 from ie_jax.errors import UserError
@@ -40,6 +44,15 @@ def test_jpeg_is_close(suffix: str, tmp_path: Path) -> None:
     with Image.open(path) as picture:
         assert picture.format == "JPEG"
     assert np.abs(load_image(path, 64).astype(int) - noise(64, 64)).mean() < 4
+
+
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_equal_pictures_are_equal_files_at_any_time_of_day(name: str) -> None:
+    content = encoded(noise(8, 8), f"out.{name.lower()}")
+    with Image.open(io.BytesIO(content)) as picture:
+        profile = picture.info["icc_profile"]
+    assert profile[24:36] == struct.pack(">6H", 2000, 1, 1, 0, 0, 0)
+    assert is_srgb(profile)
 
 
 def test_saving_replaces_with_ordinary_permissions(tmp_path: Path) -> None:

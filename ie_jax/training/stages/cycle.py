@@ -54,6 +54,7 @@ from ie_jax.training.recipe import (
 )
 from ie_jax.training.reconstruction import reconstruction_metrics
 from ie_jax.training.stage import Loss, Metrics, Stage, State, Tree
+from ie_jax.weights.embedded import folder_of
 from ie_jax.weights.facts import NOTHING, Facts, as_metadata
 from ie_jax.weights.folder import Pipeline, write_parts
 from ie_jax.weights.load import facts_before_loading, load_pipeline, need_one_text_pair
@@ -347,7 +348,7 @@ def build(run: RunConfig, config: CycleConfig, offline: bool, progress: bool) ->
     perceptual = load_perceptual(run, offline, progress) if config.distance == "lpips" else None
     if config.distance == "lpips" and config.cycle_weight and perceptual is None:
         raise UserError("cycle.distance lpips needs weights: name them in perceptual")
-    source = Path(run.model).expanduser()
+    source = folder_of(run.model)
     own = replace(facts, start_timestep=config.start_timestep, boundaries=config.boundaries)
 
     def export(folder: Path, state: State, best: bool, held_out: Batches) -> None:
