@@ -13,10 +13,11 @@ from jaxtyping import Array, Float, UInt32
 from ie_jax.devices import BATCH, LATER, WHOLE
 from ie_jax.diffusion.schedule import Schedule
 from ie_jax.editing.config import EditConfig
+from ie_jax.errors import UserError
 from ie_jax.methods import infedit, prompts
 from ie_jax.methods.inverse_and_edit import Edit as Result
 from ie_jax.methods.inverse_and_edit import contexts, encode_image, finish, leading
-from ie_jax.methods.prompt_to_prompt import Edits
+from ie_jax.methods.prompt_to_prompt import Blend, Edits
 from ie_jax.methods.settings import Numbers, Size
 from ie_jax.methods.table import Edit, Request, settled
 from ie_jax.models.networks import Networks, Prompts
@@ -26,6 +27,10 @@ from ie_jax.weights.folder import Weights
 
 FEW = 4
 """Steps of icd, for which Prompt-to-Prompt's tables are made."""
+BLENDING = ("p2p", "p2p-npi", "p2p-nti", "p2p-direct", "icd")
+"""Methods that look at the maps of words."""
+BLEND_START = 0.2
+"""Share of the steps before Prompt-to-Prompt's blend; icd's begins at once."""
 METHOD_PLACES: Any = (
     (WHOLE, BATCH, BATCH, BATCH, WHOLE, BATCH, WHOLE, BATCH, WHOLE, WHOLE),
     Result(BATCH, BATCH, LATER, None),
@@ -49,6 +54,28 @@ class Words:
     def decode(self, token: int) -> str:
         """The text of a token."""
         return str(self.clip.decode([token]))
+
+    def blend(self, source: str, target: str, config: EditConfig) -> Blend | None:
+        """Where the target may differ, without an axis for images; None: everywhere.
+
+        Raises:
+            UserError: a word is in no prompt, or the method looks at none.
+        """
+        chosen = settled(config.method, config.baseline)
+        if chosen.blend is None:
+            return None
+        if config.method not in BLENDING:
+            raise UserError(f"baseline: blend is for {', '.join(BLENDING)}, not {config.method}")
+        words = np.stack(
+            [
+                prompts.one_word_mask(text, word, self.encode, self.decode, self.length)
+                for text, word in zip((source, target), chosen.blend, strict=True)
+            ]
+        )
+        start = 0 if config.method == "icd" else int(BLEND_START * chosen.steps)
+        threshold = np.float32(chosen.blend_threshold)
+        given: Any = words, 0 * words, threshold, threshold, np.int32(start)
+        return Blend(*given)
 
     def edits(self, source: str, target: str, config: EditConfig) -> Edits:
         """What the target takes over, without an axis for images.
@@ -87,7 +114,7 @@ def edit_by(
     nothing: Prompts,
     keys: UInt32[Array, "b 2"],
     schedule: Schedule,
-    edits: Edits,
+    edits: tuple[Edits, Blend | None],
     numbers: Numbers,
     match: Float[Array, ""],
     *,
@@ -99,7 +126,7 @@ def edit_by(
     Args:
         sources, targets, nothing: tokens (b, ...), (b, e, ...), and of the empty prompt (1, ...).
         keys: data of the images' keys.
-        edits: leaves (b, e, ...).
+        edits: what is taken over and where targets may differ, leaves (b, e, ...).
         match: 1 to give results the source's brightness and contrast.
     """
     b, e = leading(targets, 2)
@@ -112,7 +139,17 @@ def edit_by(
         return jax.tree.map(lambda leaf: leaf.reshape(b * e, *leaf.shape[2:]), x)
 
     empty = contexts(networks, weights, nothing)
-    rows = flat(edits)
+    rows, blend = flat(edits)
+    if blend is not None:  # its words are groups first, its numbers the same for all
+        words = [jnp.moveaxis(x, 1, 0) for x in (blend.words, blend.without)]
+        blend = replace(
+            blend,
+            words=words[0],
+            without=words[1],
+            threshold=blend.threshold[0],
+            without_threshold=blend.without_threshold[0],
+            start=blend.start[0],
+        )
     z, own = encode_image(networks, weights, pixels), jax.random.wrap_key_data(keys)
     request = Request(
         z=each(z),
@@ -122,6 +159,7 @@ def edit_by(
         target=flat(contexts(networks, weights, targets)),
         empty=jax.tree.map(lambda x: jnp.broadcast_to(x, (b * e, *x.shape[1:])), empty),
         edits=replace(rows, cross=jnp.moveaxis(rows.cross, 1, 0), self_steps=rows.self_steps[0]),
+        blend=blend,
         schedule=schedule,
         numbers=numbers,
     )

@@ -431,7 +431,12 @@ class Editor:
         words = Words(self.tokenizer, length, self.embedding)
         keys = [jax.random.key_data(jax.random.key(int(x))) for x in self.seeds(len(pixels), seed)]
         tables = [
-            stacked([words.edits(text, target, self.config) for target in row])
+            stacked(
+                [
+                    (words.edits(text, x, self.config), words.blend(text, x, self.config))
+                    for x in row
+                ]
+            )
             for text, row in zip(sources, rows, strict=True)
         ]
         result: Edit = self.programs[self.config.method](

@@ -19,6 +19,7 @@ from ie_jax.methods.prompt_to_prompt import (
     blend_maps,
     blended,
     control_of,
+    looked_at,
     masks_of,
     no_maps,
 )
@@ -63,7 +64,8 @@ def icd(
     height, width = z.shape[1:3]
 
     def call(z: Latents, t: Array, w: Array, step: Any) -> tuple[Latents, Any]:
-        control = control_of(edits, step, 2, words, largest)
+        looked = looked_at(height, width, largest)
+        control = control_of(edits, step, 2, words, largest, looked=looked)
         eps, out = backward(z, t, w, context, control)
         return eps.astype(jnp.float32), out["control"]
 

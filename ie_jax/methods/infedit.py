@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ie_jax.diffusion.consistency import Latents, per_image
 from ie_jax.diffusion.ddim import Levels
-from ie_jax.methods.prompt_to_prompt import LARGEST, blend_maps, enlarged, grouped, no_maps, square
+from ie_jax.methods.prompt_to_prompt import LARGEST, blend_maps, enlarged, grouped, no_maps, placed
 from ie_jax.models.attention import Control, Heads, Keys, Site, attend, probabilities
 from ie_jax.models.networks import ControlledNetwork
 
@@ -242,7 +242,8 @@ def masks_of(
         (source, words.source_words - words.both_words),
         (mutual, words.both_words),
     )
-    maps = square(jnp.stack([jnp.max(x * (y * words.inside)[:, None], axis=-1) for x, y in parts]))
+    maps = jnp.stack([jnp.max(x * (y * words.inside)[:, None], axis=-1) for x, y in parts])
+    maps = placed(maps, height, width)
     large = enlarged(maps, height, width)
     first = jnp.maximum(WORDS_FLOOR / alpha, words.target_threshold)
     thresholds = jnp.stack([first, words.source_threshold, words.target_threshold])

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from ie_jax.diffusion.consistency import Latents
 from ie_jax.diffusion.ddim import Steps, move
+from ie_jax.errors import UserError
 from ie_jax.methods.cfg import Path, guided, pair, two_halves
 from ie_jax.models.attention import Control, Heads, Keys, Site, attend, probabilities
 from ie_jax.models.networks import Context, ControlledNetwork
@@ -84,6 +85,7 @@ def control_of(
     words: Float[Array, "k 2 b l"] | None = None,
     largest: int = LARGEST,
     probe: Sequence[int] = (),
+    looked: int = LARGEST,
 ) -> Control:
     """Attention of a step, in calls whose last two groups are sources and targets.
 
@@ -91,8 +93,9 @@ def control_of(
         groups: of a call's rows: 4 with guidance, whose unconditional half stays, or 2.
         words: for each layer, the maps of these tokens are returned, summed over them and averaged
             over heads: (k, 2, b, queries). None: nothing is.
-        largest: tokens of the largest maps that self-attention takes over, and that are returned.
+        largest: tokens of the largest maps that self-attention takes over.
         probe: numbers of layers whose maps of both groups are returned too, before and after.
+        looked: tokens of the largest maps that are returned for `words`, see `looked_at`.
     """
     first, end = edits.self_steps
     takes_self = (step >= first) & (step < end)
@@ -107,7 +110,7 @@ def control_of(
         target = taken * alpha + target * (1 - alpha)
         edited = jnp.stack([source, target])
         seen = None
-        if words is not None and q.shape[1] <= largest:
+        if words is not None and q.shape[1] <= looked:
             seen = jnp.einsum("gbhnm,kgbm->kgbn", edited, words, precision=exact) / q.shape[2]
         y = attend(edited.reshape(-1, *edited.shape[2:]), v)
         return y, seen, (maps, edited)
@@ -144,15 +147,28 @@ def control_of(
 def blend_maps(seen: Sequence[Any]) -> Array:
     """The maps that a blend looks at, averaged over their layers: of those that a `Control`
     returned, the third and fourth on the way down and the first three on the way up. For 64 x 64
-    latents these are the five of 16 x 16. With `control_of` here: (k, 2, b, queries)."""
+    latents these are the five of 16 x 16. With `control_of` here: (k, 2, b, queries).
+
+    Raises:
+        UserError: the model has none, or of several sizes.
+    """
     down, up = ([x[name] for x in seen if name in x] for name in ("words down", "words up"))
-    return jnp.mean(jnp.stack([*down[2:4], *up[:3]]), axis=0)
+    maps = [*down[2:4], *up[:3]]
+    if len({x.shape for x in maps}) != 1:
+        raise UserError("blend: this model has no cross-attention maps of one size to look at")
+    return jnp.mean(jnp.stack(maps), axis=0)
 
 
-def square(maps: Float[Array, "*any q"]) -> Float[Array, "*any h w"]:
-    """Maps over the pixels of a square."""
-    side = int(maps.shape[-1] ** 0.5)
-    return maps.reshape(*maps.shape[:-1], side, side)
+def looked_at(height: int, width: int, largest: int) -> int:
+    """Tokens of the largest maps that a blend looks at: those of half a latent's sides. Of 64 x 64
+    latents these are the published 32 x 32."""
+    return min(largest, height * width // 4)
+
+
+def placed(maps: Float[Array, "*any q"], height: int, width: int) -> Float[Array, "*any h w"]:
+    """Maps over the pixels of a picture, shaped as latents of this height and width."""
+    rows = round((maps.shape[-1] * height / width) ** 0.5)
+    return maps.reshape(*maps.shape[:-1], rows, -1)
 
 
 def no_maps(call: Callable[[Latents], Sequence[Any]], z: Latents) -> Array:
@@ -174,7 +190,7 @@ def enlarged(
 
 def masks_of(blend: Blend, summed: Float[Array, "2 2 b q"], height: int, width: int) -> Masks:
     """Masks from maps summed over steps: [words, words to leave out]."""
-    maps = square(summed)
+    maps = placed(summed, height, width)
 
     def mask(x: Array, threshold: Array, pool: bool) -> Array:
         if pool:
@@ -227,7 +243,8 @@ def prompt_to_prompt(
     height, width = z.shape[1:3]
 
     def call(z: Latents, i: Array, t: Array, uncond: Array) -> tuple[Array, Array, Any]:
-        control = control_of(edits, i, 4, words, largest)
+        looked = looked_at(height, width, largest)
+        control = control_of(edits, i, 4, words, largest, looked=looked)
         eps_u, eps_c, out = two_halves(network, z, t, uncond, cond, control)
         return eps_u, eps_c, out["control"]
 

@@ -30,6 +30,11 @@ class MethodConfig:
     """Share of steps in which self-attention is taken over."""
     amplify: float | None = None
     """Factor of the taken maps of words that the source prompt does not have."""
+    blend: tuple[str, str] | None = None
+    """p2p and its kin, icd: the word of the source and that of the target prompt around which alone
+    the result may differ, such as cat dog; "" for none. None: it may differ everywhere."""
+    blend_threshold: float = 0.3
+    """Share of the words' largest attention that is near to them."""
     interpolation: float = 0.0
     """npi: from the source prompt (0) to the empty one (1) as the unconditional prompt."""
     inner_steps: int | None = None
@@ -67,6 +72,8 @@ class MethodConfig:
             )
         if self.inner_steps == 0 or min(self.inner_steps or 1, self.guidance or 0) < 0:
             raise UserError("baseline: inner_steps must be 1 or more, guidance not negative")
+        if self.blend is not None and not any(self.blend):
+            raise UserError("baseline: blend needs a word of the source or the target prompt")
         if not 0 <= self.bounds[0] <= self.bounds[1]:
             raise UserError("baseline: bounds must be 0 <= lower <= upper")
         if self.prior < 0 or not 0 < (1 if self.highest is None else self.highest) <= 1:

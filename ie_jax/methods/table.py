@@ -35,7 +35,7 @@ from ie_jax.methods import negative_prompt as negative
 from ie_jax.methods import renoise as fixed_point
 from ie_jax.methods.cfg import generate, invert, pair, same_each_step
 from ie_jax.methods.direct_inversion import path_offsets
-from ie_jax.methods.prompt_to_prompt import Edits
+from ie_jax.methods.prompt_to_prompt import Blend, Edits
 from ie_jax.methods.settings import MethodConfig, Numbers, Settings, Size
 from ie_jax.models.networks import ControlledNetwork, Networks, one_denoiser
 from ie_jax.weights.facts import Facts
@@ -82,6 +82,8 @@ class Request:
     """The empty prompt's embedding."""
     edits: Edits
     """What Prompt-to-Prompt takes over."""
+    blend: Blend | None
+    """Where its result may differ; None: everywhere."""
     schedule: Schedule
     """Of few-step methods."""
     numbers: Numbers
@@ -197,6 +199,7 @@ def prompt_to_prompt_edit(
         request.w,
         steps,
         request.edits,
+        request.blend,
         offsets=offsets,
     )
     return path.latents[-1, len(request.z) :]
@@ -283,7 +286,7 @@ def icd_edit(networks: Networks, weights: Weights, request: Request, size: Size)
         one_denoiser(networks, weights.unet, lora) for lora in (weights.forward, weights.backward)
     )
     given = (request.z, request.noise, request.source, request.target, request.schedule)
-    _, back = few_steps.icd(forward, backward, *given, request.edits)
+    _, back = few_steps.icd(forward, backward, *given, request.edits, request.blend)
     return back.latents[-1, len(request.z) :]
 
 

@@ -98,12 +98,50 @@ def test_what_is_not_given_is_as_published() -> None:
         ({"inner_steps": 0}, "inner_steps must be 1 or more"),
         ({"bounds": (2.0, 1.0)}, "0 <= lower <= upper"),
         ({"highest": 1.5}, "highest over 0 and at most 1"),
+        ({"blend": ("", "")}, "blend needs a word"),
         ({"prior": -1.0}, "prior must not be negative"),
     ],
 )
 def test_nonsense_is_refused(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
         MethodConfig(**settings)
+
+
+def test_a_blend_holds_the_result_to_the_source_but_around_its_words() -> None:
+    def config(threshold: float) -> EditConfig:
+        baseline = replace(SHORT, blend=("cat", "dog"), blend_threshold=threshold)
+        return EditConfig("random", method="icd", baseline=baseline, match_statistics=False)
+
+    photo = np.random.default_rng(1).integers(0, 256, (1, 32, 64, 3), np.uint8)
+
+    def latents(editor: Editor) -> np.ndarray:
+        found = editor.apply(photo, "a cat", [["a dog", "a red dog"]]).latents
+        return np.asarray(found)[0, 0]
+
+    editor = Editor(random_pipeline(), config(2.0))
+    plain, red = latents(editor)  # nothing has twice the words' largest attention
+    np.testing.assert_allclose(plain, red, atol=1e-5)
+    editor.config = config(-1.0)
+    plain, red = latents(editor)
+    assert np.abs(plain - red).max() > 1e-3
+    assert len(editor.programs["icd"].compiled) == 1  # words and thresholds are arrays
+
+
+@pytest.mark.parametrize(
+    ("method", "blend", "told"),
+    [
+        ("p2p", ("lion", "dog"), "'lion' is no word of 'a cat'"),
+        ("icd", ("cat", "do"), "'do' is no word of 'a dog'"),
+        ("masactrl", ("cat", "dog"), "blend is for p2p, .*, not masactrl"),
+    ],
+)
+def test_a_blend_without_its_words_is_told(
+    method: Any, blend: tuple[str, str], told: str, pipeline: Pipeline
+) -> None:
+    baseline = replace(SHORT, blend=blend)
+    editor = Editor(pipeline, EditConfig("random", method=method, baseline=baseline))
+    with pytest.raises(UserError, match=told):
+        editor.apply(pictures(1), "a cat", "a dog")
 
 
 def test_prompts_that_do_not_suit_replacement_are_told(pipeline: Pipeline) -> None:
