@@ -28,6 +28,31 @@ CLOSE = ("psnr_truth", "lpips_vgg_truth", *KEPT)
 was measured counts."""
 FALLING = ("mse", "lpips", "structure_distance", "world_perceptual")
 """Metrics that are the better the lower they are begin so."""
+SPOKEN = {
+    "mse": "squared error",
+    "psnr": "PSNR in dB",
+    "ssim": "SSIM",
+    "lpips_vgg": "LPIPS (VGG)",
+    "lpips_alex": "LPIPS (AlexNet)",
+    "lpips_squeeze": "LPIPS (SqueezeNet)",
+    "lpips_vgg_224": "LPIPS (VGG, at 224 pixels)",
+    "clip_b32": "CLIP B/32, picture and target prompt",
+    "clip_l14": "CLIP L/14, picture and target prompt",
+    "clip_l14_images": "CLIP L/14, result and source",
+    "clip_score_target": "CLIP score, picture and target prompt",
+    "dinov2": "DINOv2 likeness",
+    "image_reward": "ImageReward",
+    "world_success": "share of edits with all attributes right",
+    "world_perceptual": "perceptual distance",
+}
+"""Metrics by the names that people know; of others the underscores go."""
+PARTS = {
+    "_truth": " to the exact result",
+    "_outside": " outside the mask",
+    "_unedited": " outside the mask",
+    "_edited": " inside the mask",
+}
+"""What the end of a metric's name says."""
 THUMBNAIL = 192
 """Pixels of a side of a large picture on the page."""
 
@@ -159,10 +184,13 @@ def figures(rows: Sequence[Row]) -> Iterator[tuple[str, Any]]:
 
 
 def title(metric: str) -> str:
-    """A metric on an axis."""
+    """A metric on an axis, in words."""
     if metric == "network_calls":
         return "network calls for one edit"
-    return f"{metric} (better: {'lower' if metric.startswith(FALLING) else 'higher'})"
+    where = next((x for x in PARTS if metric.endswith(x)), "")
+    name = SPOKEN.get(metric.removesuffix(where), metric.removesuffix(where).replace("_", " "))
+    better = "lower" if metric.startswith(FALLING) else "higher"
+    return f"{name}{PARTS.get(where, '')} ({better} is better)"
 
 
 # --- Pictures ---

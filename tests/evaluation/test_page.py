@@ -18,6 +18,7 @@ from ie_jax.editing.config import EditConfig, GuiderConfig
 from ie_jax.editing.jobs import Job
 from ie_jax.evaluation import page
 from ie_jax.evaluation.metrics.means import Interval
+from ie_jax.evaluation.metrics.table import METRICS
 from ie_jax.evaluation.plots import GAP, Point, apart, figure, png, scatter
 from ie_jax.evaluation.published import EDITS, MANY_PHOTOS, published
 from ie_jax.evaluation.runner import Case, Line, as_text
@@ -214,3 +215,12 @@ def test_without_its_libraries_there_is_no_page(
     rows = rows_of(folder, "list", CONFIGS, cases)
     assert not page.write_page(folder, {}, CONFIGS, cases, rows, read)
     assert not (folder / "report.html").exists()
+
+
+def test_axes_are_labelled_in_words() -> None:
+    assert page.title("psnr_truth") == "PSNR in dB to the exact result (higher is better)"
+    assert page.title("lpips_vgg_unedited") == "LPIPS (VGG) outside the mask (lower is better)"
+    assert page.title("structure_distance") == "structure distance (lower is better)"
+    assert page.title("network_calls") == "network calls for one edit"
+    for name in METRICS:
+        assert "_" not in page.title(name)
