@@ -138,12 +138,21 @@ def coco_csv(path: Path, split: str) -> Files:
 
 
 def walk(path: Path) -> tuple[list[Path], list[Path]]:
-    """All pictures and all metadata tables below a folder, sorted; hidden ones left out."""
+    """All pictures and all metadata tables below a folder, sorted; hidden ones left out. Links to
+    folders are followed, each folder once."""
     if not path.is_dir():
         raise UserError(f"{path}: there is no such folder")
     pictures, tables = [], []
-    for parent, folders, files in os.walk(path, onerror=unreadable):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    seen = {os.path.realpath(path)}
+
+    def new(folder: str) -> bool:
+        known = (real := os.path.realpath(folder)) in seen
+        seen.add(real)
+        return not known
+
+    for parent, folders, files in os.walk(path, onerror=unreadable, followlinks=True):
+        shown = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in shown if new(os.path.join(parent, name))]
         found = [Path(parent, name) for name in sorted(files) if not name.startswith(".")]
         pictures += [file for file in found if file.suffix.lower() in SUFFIXES]
         tables += [file for file in found if file.name in TABLES]

@@ -44,6 +44,17 @@ def test_nested_folders_with_a_table_each(tmp_path: Path) -> None:
     assert content(folder(tmp_path)) == [(0, ("0 0",)), (5, ("5 0",)), (6, ("6 0",))]
 
 
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    write_folder(tmp_path / "elsewhere", 2)
+    data = tmp_path / "data"
+    write_folder(data / "own", 1, start=7)
+    (data / "linked").symlink_to(tmp_path / "elsewhere")
+    (data / "linked again").symlink_to(tmp_path / "elsewhere")
+    (data / "own" / "loop").symlink_to(data)
+    found = content(folder(data))
+    assert found == [(0, ("0 0",)), (1, ("1 0",)), (7, ("7 0",))]
+
+
 def test_a_picture_in_two_tables_is_one_picture(tmp_path: Path) -> None:
     write_folder(tmp_path / "a", 2)
     lines = [{"file_name": f"b/../a/000{i}.png", "text": "top"} for i in range(2)]
