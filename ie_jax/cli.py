@@ -7,7 +7,8 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TextIO
+from concurrent.futures import Future, wait
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import jax
 
@@ -57,6 +58,32 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
 ABANDONED = "abandoned"
 """Name of a thread that is not waited for at the end."""
+T = TypeVar("T")
+
+
+def beside(function: Callable[[], T]) -> Future[T]:
+    """A call in a thread of its own, which nobody waits for at the end. While compilers run in the
+    main thread Python hears no signal."""
+    future: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, name=ABANDONED, daemon=True).start()
+    return future
+
+
+def interruptible(function: Callable[[], T]) -> T:
+    """What a long call into C++ returns. After Ctrl-C it goes on beside, for nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        return function()
+    future = beside(function)
+    while not future.done():
+        wait([future], timeout=0.1)
+    return future.result()
 
 
 def leave(status: int) -> NoReturn:

@@ -3,15 +3,14 @@
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import suppress
+from concurrent.futures import wait
 from types import FrameType
 from typing import Any, Self, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
 
-from ie_jax.cli import ABANDONED
+from ie_jax.cli import beside
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -56,19 +55,12 @@ class Stop:
         """
         if not self.usual and self.heard is None:  # of several processes none goes ahead
             return function()
-        future: Future[T] = Future()
-
-        def call() -> None:
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
-
-        threading.Thread(target=call, name=ABANDONED, daemon=True).start()
-        while self.heard is None:
-            with suppress(TimeoutError):
-                return future.result(timeout=0.1)
-        raise Asked
+        future = beside(function)
+        while self.heard is None and not future.done():
+            wait([future], timeout=0.1)
+        if self.heard is not None:
+            raise Asked
+        return future.result()
 
     def asked(self, step: int) -> bool:
         """Whether to stop after this step; the same on all processes."""

@@ -1,5 +1,10 @@
 """The editor: its ways to one result agree, and what varies from edit to edit never recompiles."""
 
+import hashlib
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -419,6 +424,26 @@ def test_running_out_of_memory_is_told_in_one_line() -> None:
 
     with pytest.raises(UserError, match="wide: out of memory: take a smaller --size"):
         Program("wide", wide, announce)(jnp.ones(1))
+
+
+def test_an_interruption_is_heard_while_a_program_compiles() -> None:
+    """The call that stands for the compiler runs in C and looks at no signal."""
+
+    class Slow:
+        def lower(self, *_: object) -> "Slow":
+            return self
+
+        def compile(self) -> None:
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 8_000_000)
+
+    program = Program("slow", jnp.sin, announce)
+    program.jitted = Slow()  # type: ignore[assignment]
+    asked = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    start = time.monotonic()
+    asked.start()
+    with pytest.raises(KeyboardInterrupt):
+        program(jnp.ones(1))
+    assert time.monotonic() - start < 1.5
 
 
 @pytest.mark.parametrize(
