@@ -100,10 +100,10 @@ def ship(folder: Path, world: Path = WORLD) -> None:
     Raises:
         UserError: the folder lacks a part, or a file is damaged or does not fit.
     """
-    read_parts(folder, PARTS)
+    read_parts(folder, [name for name in PARTS if name != "denoiser"])
     with folder_appearing_whole(world / MODEL) as new:
         copy_model_files(folder, new)
-        (new / PARTS["denoiser"]).unlink()
+        (new / PARTS["denoiser"]).unlink(missing_ok=True)
         for path in sorted(new.rglob("*.safetensors")):
             to_float16(path)
     with appearing_whole(world / SUMS) as file:
