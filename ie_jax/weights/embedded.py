@@ -12,12 +12,11 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole, folder_appearing_whole
 from ie_jax.weights.folder import read_parts
-from ie_jax.weights.formats import read_metadata, read_tensors
+from ie_jax.weights.formats import number_types, read_metadata, read_tensors, write_tensors
 from ie_jax.weights.layout import PARTS, PIPELINE, copy_model_files
 from ie_jax.weights.published import Files
 
@@ -73,7 +72,8 @@ def check_sums() -> None:
 
 
 def to_float16(path: Path) -> None:
-    """Round the floating numbers of a `.safetensors` file, in place.
+    """Round the floating numbers of a `.safetensors` file, in place. A file of float16 stays as it
+    is.
 
     Raises:
         UserError: a number is beyond float16's range.
@@ -88,10 +88,12 @@ def to_float16(path: Path) -> None:
             raise UserError(f"{path.name}: {name} holds numbers that float16 cannot")
         return half
 
+    if number_types(path) == {"F16"}:
+        return
     tensors = {name: rounded(name, x) for name, x in read_tensors(path).items()}
-    content = safetensors.numpy.save(tensors, read_metadata(path) or None)
+    metadata = read_metadata(path)
     with appearing_whole(path) as file:
-        file.write(content)
+        write_tensors(file, tensors, metadata)
 
 
 def ship(folder: Path, world: Path = WORLD) -> None:
