@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-WAIT = " (a small model: seconds; one of SD1.5's size: minutes)"
+WAIT = " (seconds for a small model, minutes for one of SD1.5's size)"
 """How long a compilation is to be expected."""
 
 

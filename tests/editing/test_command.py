@@ -23,6 +23,7 @@ from ie_jax.data.images import preprocess, read_rgb
 from ie_jax.editing import command as edit_command
 from ie_jax.editing.command import edit
 from ie_jax.editing.config import EditConfig
+from ie_jax.progress import WAIT
 from ie_jax.weights.facts import Facts
 from ie_jax.weights.formats import read_tensors
 from ie_jax.weights.published import FINE_TUNED
@@ -161,7 +162,8 @@ def test_several_targets_are_numbered_and_laid_side_by_side(
     assert np.abs(one.astype(int) - two.astype(int)).mean() > 0.1
     assert size(tmp_path / written[2]) == (4 * 80 + 5 * 8, size(tmp_path / written[2])[1])
     stages = ("load random", "compile invert", "invert", "compile edit", "edit")
-    lines = [line for name in stages for line in (f"{name} ...", name)]
+    waits = {name: WAIT if name.startswith("compile") else "" for name in stages}
+    lines = [line for name in stages for line in (f"{name}{waits[name]} ...", name)]
     assert [line.rpartition(":")[0] or line for line in err.splitlines()][:10] == lines
 
 

@@ -426,6 +426,15 @@ def test_running_out_of_memory_is_told_in_one_line() -> None:
         Program("wide", wide, announce)(jnp.ones(1))
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """SIGINT as users have it: workers of the tests ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_an_interruption_is_heard_while_a_program_compiles() -> None:
     """The call that stands for the compiler runs in C and looks at no signal."""
 
