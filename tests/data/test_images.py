@@ -422,6 +422,19 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     assert "no ordinary file" in refusal(Path("/dev/zero"))
 
 
+def test_heic_is_read_upright(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs ie_jax[heic]")
+    image = np.kron(noise(4, 6), np.ones((16, 16, 1))).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, options in (("a.heic", {}), ("turned.heic", {"exif": exif.tobytes()})):
+        photo = pillow_heif.from_pillow(Image.fromarray(image))
+        photo.save(tmp_path / name, quality=95, **options)
+    plain, turned = (read_rgb(tmp_path / name, name) for name in ("a.heic", "turned.heic"))
+    assert np.abs(plain.astype(int) - image).mean() < 2
+    assert np.abs(turned.astype(int) - np.rot90(image, -1)).mean() < 2
+
+
 def test_heic_says_what_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     path = tmp_path / "photo.heic"
