@@ -61,9 +61,15 @@ ABANDONED = "abandoned"
 T = TypeVar("T")
 
 
-def beside(function: Callable[[], T]) -> Future[T]:
-    """A call in a thread of its own, which nobody waits for at the end. While compilers run in the
-    main thread Python hears no signal."""
+def beside(function: Callable[[], T], given_up: Callable[[], bool] = lambda: False) -> Future[T]:
+    """A long call into C++, made in a thread of its own so that Python hears signals meanwhile.
+
+    Args:
+        given_up: whether to wait no longer. The call then goes on, for nothing, as after Ctrl-C.
+
+    Returns:
+        the call: done, unless it was given up.
+    """
     future: Future[T] = Future()
 
     def call() -> None:
@@ -73,17 +79,9 @@ def beside(function: Callable[[], T]) -> Future[T]:
             future.set_exception(error)
 
     threading.Thread(target=call, name=ABANDONED, daemon=True).start()
-    return future
-
-
-def interruptible(function: Callable[[], T]) -> T:
-    """What a long call into C++ returns. After Ctrl-C it goes on beside, for nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        return function()
-    future = beside(function)
-    while not future.done():
+    while not (future.done() or given_up()):
         wait([future], timeout=0.1)
-    return future.result()
+    return future
 
 
 def leave(status: int) -> NoReturn:

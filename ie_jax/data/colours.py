@@ -10,6 +10,8 @@ from PIL.ExifTags import Base
 
 from ie_jax.errors import UserError
 
+CREATED = slice(24, 36)
+"""Where a profile's header says when it was made."""
 ROUNDING = 1
 """Profiles that move no colour by more, of 255, are taken as sRGB itself."""
 
@@ -54,16 +56,11 @@ def to_srgb(picture: Image.Image) -> Image.Image:
     return picture
 
 
-CREATED = slice(24, 36)
-"""Where a profile's header says when it was made."""
-
-
 def srgb_bytes() -> bytes:
     """The profile of sRGB as files hold it, always the same: Little CMS writes the time of day."""
-    profile = srgb().tobytes()
-    return (
-        profile[: CREATED.start] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + profile[CREATED.stop :]
-    )
+    profile = bytearray(srgb().tobytes())
+    profile[CREATED] = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)
+    return bytes(profile)
 
 
 def srgb() -> ImageCms.ImageCmsProfile:

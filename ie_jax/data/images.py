@@ -156,7 +156,8 @@ def read_rgb(source: Path | bytes, name: str) -> np.ndarray:
 
 
 def check_size(picture: Image.Image, content: bytes) -> None:
-    """Raise UserError if a picture that is only opened would take too much room or time."""
+    """Raise UserError if a picture that is only opened would take too much room or time, or more
+    than its file can hold."""
     pixels = picture.width * picture.height
     decoded = pixels * (8 if picture.mode.startswith(("I", "F")) else 4)
     if pixels > MAX_PIXELS or decoded > MAX_DECODED:

@@ -59,19 +59,19 @@ class Words:
         """Where the target may differ, without an axis for images; None: everywhere.
 
         Raises:
-            UserError: a word is in no prompt, or the method looks at none.
+            UserError: a word is not in its prompt, or the method looks at none.
         """
         chosen = settled(config.method, config.baseline)
         if chosen.blend is None:
             return None
         if config.method not in BLENDING:
             raise UserError(f"baseline: blend is for {', '.join(BLENDING)}, not {config.method}")
-        words = np.stack(
-            [
-                prompts.one_word_mask(text, word, self.encode, self.decode, self.length)
-                for text, word in zip((source, target), chosen.blend, strict=True)
-            ]
-        )
+        masks = []
+        for text, word in zip((source, target), chosen.blend, strict=True):
+            if word and word not in text.split(" "):
+                raise UserError(f"baseline: blend: {word!r} is no word of {text!r}")
+            masks.append(prompts.word_mask(text, [word], self.encode, self.decode, self.length))
+        words = np.stack(masks)
         start = 0 if config.method == "icd" else int(BLEND_START * chosen.steps)
         threshold = np.float32(chosen.blend_threshold)
         given: Any = words, 0 * words, threshold, threshold, np.int32(start)
@@ -103,6 +103,14 @@ class Words:
             cross=table,  # type: ignore[arg-type]
             self_steps=np.array([0, int(steps * chosen.self_steps)], np.int32),  # type: ignore[arg-type]
         )
+
+
+def of_batch(blend: Blend) -> Blend:
+    """What `Words.blend` gives for each edit, stacked, as methods take it: the prompts' groups come
+    first, and the numbers are the same for all."""
+    words, without = (jnp.moveaxis(x, 1, 0) for x in (blend.words, blend.without))
+    numbers = blend.threshold, blend.without_threshold, blend.start
+    return Blend(words, without, *(x[0] for x in numbers))
 
 
 def edit_by(
@@ -140,16 +148,6 @@ def edit_by(
 
     empty = contexts(networks, weights, nothing)
     rows, blend = flat(edits)
-    if blend is not None:  # its words are groups first, its numbers the same for all
-        words = [jnp.moveaxis(x, 1, 0) for x in (blend.words, blend.without)]
-        blend = replace(
-            blend,
-            words=words[0],
-            without=words[1],
-            threshold=blend.threshold[0],
-            without_threshold=blend.without_threshold[0],
-            start=blend.start[0],
-        )
     z, own = encode_image(networks, weights, pixels), jax.random.wrap_key_data(keys)
     request = Request(
         z=each(z),
@@ -159,7 +157,7 @@ def edit_by(
         target=flat(contexts(networks, weights, targets)),
         empty=jax.tree.map(lambda x: jnp.broadcast_to(x, (b * e, *x.shape[1:])), empty),
         edits=replace(rows, cross=jnp.moveaxis(rows.cross, 1, 0), self_steps=rows.self_steps[0]),
-        blend=blend,
+        blend=None if blend is None else of_batch(blend),
         schedule=schedule,
         numbers=numbers,
     )

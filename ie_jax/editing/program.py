@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from ie_jax.cli import interruptible
+from ie_jax.cli import beside
 from ie_jax.errors import UserError
 
 Announce = Callable[[str], AbstractContextManager[None]]
@@ -38,7 +38,7 @@ class Program:
         try:
             if key not in self.compiled:
                 with self.announce(f"compile {self.name}"):
-                    self.compiled[key] = interruptible(self.jitted.lower(*args).compile)
+                    self.compiled[key] = beside(self.jitted.lower(*args).compile).result()
             with self.announce(self.name):
                 return jax.block_until_ready(self.compiled[key](*args))
         except jax.errors.JaxRuntimeError as error:

@@ -17,7 +17,7 @@ from ie_jax.data.panels import side_by_side
 from ie_jax.editing.command import versions
 from ie_jax.evaluation.plots import figure, png
 from ie_jax.evaluation.runner import write
-from ie_jax.evaluation.world_plots import plot_edits, plot_reconstruction, plot_trade_off
+from ie_jax.evaluation.world_plots import plot_edits, plot_reconstruction, plot_trade_off, slashed
 
 ZOOM = 2
 """Sheets show each pixel so many times in each direction."""
@@ -86,7 +86,7 @@ def text(value: Any, column: Column) -> str:
         mean, *rest = (f"{factor * x:.{column.digits}f}" for x in ends if x is not None)
         return f"{mean} [{', '.join(rest)}]" if rest else mean
     if isinstance(value, list | tuple):
-        return "/".join(f"{x:g}" for x in value)
+        return slashed(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -134,8 +134,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     kind = Column("edit", "kind")
     judged = [{"pictures": "real"} | results["classifier"]["accuracy"]]
     for entry in results["samples"]:
-        w = "/".join(f"{x:g}" for x in np.atleast_1d(entry["guidance"]))
-        name = f"{entry['method']}, {entry['steps']} steps, w = {w}"
+        name = f"{entry['method']}, {entry['steps']} steps, w = {slashed(entry['guidance'])}"
         judged.append({"pictures": name} | entry["accuracy"])
     attributes = [Column(f"{name} %", name, 1, True) for name in judged[0] if name != "pictures"]
     facts = (Column("method", "method"), Column("guided", "guided"))

@@ -68,6 +68,7 @@ from ie_jax.evaluation.model import (
     teacher_reconstruct,
     teacher_sample,
 )
+from ie_jax.evaluation.world_plots import slashed
 from ie_jax.methods.guidance import Strength
 from ie_jax.progress import Stages
 
@@ -483,8 +484,7 @@ def measure_samples(
                 "accuracy": accuracy(model, size, pixels, source.scenes),
             }
         )
-        at = "/".join(f"{x:g}" for x in np.atleast_1d(scale))
-        shown[f"{method}, w = {at}"] = pixels[:SHOWN]
+        shown[f"{method}, w = {slashed(scale)}"] = pixels[:SHOWN]
     return rows, shown
 
 

@@ -39,10 +39,14 @@ def plot_trade_off(drawn: Any, results: Mapping[str, Any]) -> None:
         axes_row[0].set_ylabel("edits with all attributes right")
 
 
+def slashed(values: Any) -> str:
+    """A number, or the numbers of a schedule: 0/1/1/1."""
+    return "/".join(f"{x:g}" for x in np.atleast_1d(values))
+
+
 def label_of(point: Mapping[str, Any], several: bool) -> str:
     """The value of a point, and whether guiders took part where that differs."""
-    value = point["value"]
-    text = "/".join(f"{x:g}" for x in value) if isinstance(value, list | tuple) else f"{value:g}"
+    text = slashed(point["value"])
     return f"{text}, {'guided' if point['guided'] else 'plain'}" if several else text
 
 

@@ -78,6 +78,12 @@ def grouped(x: Array, groups: int) -> Array:
     return x.reshape(groups, -1, *x.shape[1:])
 
 
+def of_source(x: Heads | Keys, taken: Array) -> Heads | Keys:
+    """Queries or keys of both groups; where `taken`, targets have those of their sources."""
+    source, target = grouped(x, 2)
+    return jnp.concatenate([source, jnp.where(taken, source, target)])
+
+
 def control_of(
     edits: Edits,
     step: Int[Array, ""],
@@ -115,26 +121,20 @@ def control_of(
         y = attend(edited.reshape(-1, *edited.shape[2:]), v)
         return y, seen, (maps, edited)
 
-    def of_self(q: Heads, k: Keys) -> tuple[Heads, Keys]:
-        """Queries and keys of the maps: the target's are where wanted the source's."""
-        if q.shape[1] > largest:
-            return q, k
-        (q0, q1), (k0, k1) = grouped(q, 2), grouped(k, 2)
-        q1, k1 = (jnp.where(takes_self, x, y) for x, y in ((q0, q1), (k0, k1)))
-        return jnp.concatenate([q0, q1]), jnp.concatenate([k0, k1])
-
     def control(site: Site, q: Heads, k: Keys, v: Keys, plain: Any) -> tuple[Heads, Any]:
         rest = (groups - 2) * (len(q) // groups)
         before = plain(*(x[:rest] for x in (q, k, v))) if rest else None
         q, k, v = (x[rest:] for x in (q, k, v))
         seen: dict[str, Any] = {}
         if site.is_cross:
-            y, looked, maps = of_text(q, k, v)
-            seen = {} if looked is None else {f"words {site.place}": looked}
+            y, near, maps = of_text(q, k, v)
+            seen = {} if near is None else {f"words {site.place}": near}
             if site.number in probe:
                 seen |= {f"maps {site.number}": maps}
         else:
-            edited = of_self(q, k)
+            edited = q, k
+            if q.shape[1] <= largest:
+                edited = of_source(q, takes_self), of_source(k, takes_self)
             y = plain(*edited, v)
             if site.number in probe:
                 maps = grouped(probabilities(q, k), 2), grouped(probabilities(*edited), 2)

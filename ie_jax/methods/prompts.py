@@ -159,19 +159,6 @@ def word_mask(
     return mask
 
 
-def one_word_mask(
-    text: str, word: str, encode: Encode, decode: Decode, length: int = LENGTH
-) -> np.ndarray:
-    """The `word_mask` of one word, or of none for "".
-
-    Raises:
-        UserError: it is not in the text.
-    """
-    if word and word not in text.split(" "):
-        raise UserError(f"baseline: blend: {word!r} is no word of {text!r}")
-    return word_mask(text, [word] if word else [], encode, decode, length)
-
-
 def phrase_mask(text: Sequence[int], phrase: Sequence[int], length: int = LENGTH) -> np.ndarray:
     """1 for the tokens of a phrase in a text, each matched once and in order: float32 (length).
 

@@ -3,7 +3,6 @@
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import wait
 from types import FrameType
 from typing import Any, Self, TypeVar
 
@@ -48,17 +47,15 @@ class Stop:
         self.__exit__()
 
     def unless_asked(self, function: Callable[[], T]) -> T:
-        """What compilation returns, a long call into C++ during which Python would hear nothing.
+        """What compilation returns, see `beside`.
 
         Raises:
-            Asked: to stop before it ends. It then goes on beside, for nothing.
+            Asked: to stop before it ends.
         """
         if not self.usual and self.heard is None:  # of several processes none goes ahead
             return function()
-        future = beside(function)
-        while self.heard is None and not future.done():
-            wait([future], timeout=0.1)
-        if self.heard is not None:
+        future = beside(function, lambda: self.heard is not None)
+        if not future.done():
             raise Asked
         return future.result()
 

@@ -125,10 +125,10 @@ def normalised(params: Tree, mean: np.ndarray, std: np.ndarray) -> dict[str, Any
 
 
 def build(run: RunConfig, config: AutoencoderConfig, offline: bool, progress: bool) -> Recipe:
-    """Trains the tree of the autoencoder, or of it what decodes.
+    """Trains the tree of the autoencoder, or only its decoder.
 
     Raises:
-        UserError: only that, of an encoder that is not trained.
+        UserError: only the decoder, of a model that is not trained.
     """
     alone = config.train == "decoder"
     if alone and run.start != "model":
@@ -136,8 +136,8 @@ def build(run: RunConfig, config: AutoencoderConfig, offline: bool, progress: bo
     folder = model_folder(run, "autoencoder")
     blueprint = read_blueprint(folder)
     arch = blueprint.architecture
-    scale = arch.vae.scaling_factor if alone else 1.0
     # Until it is known how large latents are, they are not scaled.
+    scale = arch.vae.scaling_factor if alone else 1.0
     arch = replace(arch, vae=replace(arch.vae, scaling_factor=scale))
     networks = networks_of(run, arch)
     tree: dict[str, Any] = (
