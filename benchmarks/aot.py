@@ -21,8 +21,8 @@ import jax
 
 from benchmarks.harness import row, say, table
 from benchmarks.memory import COMPILER_OPTIONS, count, devices_of
+from benchmarks.models import NAMES as MODELS
 from benchmarks.models import architecture_of, weight_shapes
-from benchmarks.random_weights import SIZES
 from benchmarks.steps import argument_shapes, networks_of, stage_of
 from ie_jax.cli import run
 from ie_jax.devices import batch_sharding, make_mesh, replicated, weight_shardings
@@ -55,6 +55,7 @@ def config_of(options: argparse.Namespace, devices: int, backend: str) -> TrainC
         cycle=CycleConfig(
             order=options.order,
             distance=options.distance,
+            patch_stride=options.patch_stride,
             perceptual_compute=options.dtype,
             **left_out,
         ),
@@ -164,7 +165,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.aot", description=__doc__)
     parser.add_argument("topologies", nargs="+", metavar="TOPOLOGY", help="h100:4, v5e:2x4, ...")
-    parser.add_argument("--model", choices=SIZES, default="sd15", help="sizes of the networks")
+    parser.add_argument("--model", choices=MODELS, default="sd15", help="sizes of the networks")
     parser.add_argument("--size", type=int, default=512, help="pixels of either side")
     parser.add_argument("--batch", type=int, default=4, help="images per device")
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches")
@@ -172,6 +173,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--order", choices=("in_turn", "sum"), default="in_turn")
     parser.add_argument("--distance", choices=("lpips", "huber", "l2"), default="lpips")
+    parser.add_argument("--patch-stride", type=int, default=110, help="between LPIPS' patches")
     parser.add_argument("--lora", choices=("low_rank", "merge"), default="low_rank")
     parser.add_argument("--remat", choices=get_args(Remat), default="both")
     parser.add_argument(

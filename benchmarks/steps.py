@@ -17,7 +17,7 @@ from benchmarks.harness import compiled, matrix_rate, peak_memory, resident_peak
 from benchmarks.models import RANK, pipeline_of, weight_shapes, widths_of
 from ie_jax.devices import make_mesh
 from ie_jax.models.lpips import lpips_shapes
-from ie_jax.models.networks import Architecture, Networks
+from ie_jax.models.networks import Architecture, Networks, vae_precision
 from ie_jax.training.optimiser import optimiser_of
 from ie_jax.training.stage import Stage, initial_state
 from ie_jax.training.stages import TrainConfig
@@ -47,17 +47,23 @@ def perceptual_of(config: TrainConfig, seed: int = 0) -> Any:
 def batch_of(task: Task, arch: Architecture) -> dict[str, np.ndarray]:
     """Random images and token ids."""
     rng, b = np.random.default_rng(task.seed), task.config.batch_size
-    words = (b, arch.text.max_position_embeddings)
     return {
         "pixels": rng.integers(0, 256, (b, task.size, task.size, 3), np.uint8),
-        "ids": rng.integers(0, arch.text.vocab_size, words, np.int32),
+        "ids": rng.integers(0, arch.text.vocab_size, (b, *words_of(arch)), np.int32),
     }
+
+
+def words_of(arch: Architecture) -> tuple[int, ...]:
+    """Axes of a caption's token ids."""
+    length = arch.text.max_position_embeddings
+    return (2, length) if arch.text_2 else (length,)
 
 
 def networks_of(config: TrainConfig, arch: Architecture, backend: str | None = None) -> Networks:
     """As the training command makes them."""
     execution = config.execution.resolve(config.precision, backend, config.mesh.fsdp > 1)
-    return Networks(arch, config.precision, config.vae_precision, execution, config.lora)
+    autoencoder = vae_precision(arch, config.vae_precision)
+    return Networks(arch, config.precision, autoencoder, execution, config.lora)
 
 
 def stage_of(config: TrainConfig, networks: Networks, params: Any) -> Stage:
@@ -72,13 +78,13 @@ def argument_shapes(
     shape, param = jax.ShapeDtypeStruct, config.precision.param
     weights, distance = weight_shapes(arch, param, rank), config.cycle.distance
     frozen = Frozen(
-        *(weights.unet, weights.backward, weights.vae, weights.text_encoder),
+        *(weights.unet, weights.backward, weights.vae, weights.texts),
         lpips_shapes(widths_of(config.model)) if distance == "lpips" else None,
         jax.eval_shape(partial(cycle_schedule, config.cycle, arch.betas)),
     )
     batch = {
         "pixels": shape((config.batch_size, size, size, 3), jnp.uint8),
-        "ids": shape((config.batch_size, arch.text.max_position_embeddings), jnp.int32),
+        "ids": shape((config.batch_size, *words_of(arch)), jnp.int32),
     }
     state = jax.eval_shape(partial(initial_state, stage), weights.forward)
     return state, frozen, batch, jax.eval_shape(lambda: jax.random.key(0))

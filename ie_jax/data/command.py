@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
 from ie_jax.cli import run
 from ie_jax.config import parse
@@ -17,11 +18,18 @@ from ie_jax.data.pictures import Pictures
 from ie_jax.devices import BATCH, WHOLE, make_mesh, over_devices, place, replicated
 from ie_jax.errors import UserError
 from ie_jax.models.execution import Execution, Precision
-from ie_jax.models.networks import Networks, encode_text, vae
+from ie_jax.models.networks import (
+    Networks,
+    Tokens,
+    encode_text,
+    encode_two,
+    vae,
+    vae_precision,
+)
 from ie_jax.models.pixels import from_uint8
-from ie_jax.models.tokenizer import Tokenizer
+from ie_jax.models.tokenizer import tokenize_by
 from ie_jax.weights.folder import Weights
-from ie_jax.weights.load import load_pipeline, need_one_text_pair
+from ie_jax.weights.load import facts_of_pair_before_loading, load_pipeline
 
 DESCRIPTION = """Encode pictures and captions once: write the autoencoder's posterior and the text
 embeddings to a folder from which training reads them (source latents). A run that was interrupted
@@ -45,7 +53,8 @@ class CacheConfig:
     """What is encoded, and how."""
 
     model: str = "sd15"
-    """random (untrained, tiny), sd15, or a folder of upstream files: the one to be trained."""
+    """random (untrained, tiny), icd-sd15, icd-sdxl, or a folder of upstream files: the one to be
+    trained."""
     data: DataConfig = field(default_factory=DataConfig)
     dtype: Literal["float16", "float32"] = "float16"
     """Of posterior and embeddings on disk."""
@@ -56,9 +65,9 @@ class CacheConfig:
     shard: int = 256
     """Pictures per file."""
     precision: Precision = field(default_factory=Precision)
-    """Number types of the text encoder."""
+    """Number types of the text encoders."""
     vae_precision: Precision = field(default_factory=Precision)
-    """Number types of the autoencoder."""
+    """Number types of the autoencoder; SDXL's is float32 whatever stands here."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.shard < 1:
@@ -84,7 +93,7 @@ def cache(argv: Sequence[str]) -> None:
             "devices"
         )
     source = open_source(config.data, config.data.split)  # before gigabytes are fetched
-    need_one_text_pair(config.model)
+    facts_of_pair_before_loading(config.model)
     pipeline = load_pipeline(config.model, offline=request.offline, progress=not request.quiet)
     architecture = pipeline.architecture
     size = config.data.size or architecture.image_size
@@ -93,18 +102,18 @@ def cache(argv: Sequence[str]) -> None:
     networks = Networks(
         architecture,
         config.precision,
-        config.vae_precision,
+        vae_precision(architecture, config.vae_precision),
         Execution().resolve(config.precision),
     )
     encode, embed = encoders(networks, pipeline.weights)
     length = architecture.text.max_position_embeddings
-    tokenizer = Tokenizer(pipeline.tokenizer)
+    tokenize = tokenize_by(pipeline.tokenizers, length)
     index = cache_latents(
-        Pictures(source, lambda texts: tokenizer(texts, length), size, config.data.captions),
+        Pictures(source, tokenize, size, config.data.captions),
         Path(request.output).expanduser(),
         encode,
         embed,
-        model=fingerprint(pipeline.weights.vae, pipeline.weights.text_encoder),
+        model=fingerprint(pipeline.weights.vae, pipeline.weights.texts),
         dtype=config.dtype,
         pixels=config.pixels,
         batch_size=config.batch_size,
@@ -117,20 +126,25 @@ def cache(argv: Sequence[str]) -> None:
 
 
 def encoders(networks: Networks, weights: Weights) -> tuple[Encode, Embed]:
-    """Autoencoder and text encoder, each batch shared among all devices."""
+    """Autoencoder and text encoders, each batch shared among all devices."""
     mesh = make_mesh()
 
     def moments(params: Any, pixels: jax.Array) -> Any:
         return vae(networks).apply({"params": params}, from_uint8(pixels), method="moments")
 
-    def embed(params: Any, ids: jax.Array) -> jax.Array:
-        return encode_text(networks, params, ids)
+    def embed(params: Any, ids: jax.Array) -> dict[str, jax.Array]:
+        if networks.architecture.text_2 is None:
+            return {"context": encode_text(networks, params, ids)}
+        # The sizes are told when the latents are used.
+        tokens = Tokens(ids[:, 0], ids[:, 1], jnp.zeros((len(ids), 6)))
+        told = encode_two(networks, params, tokens)
+        return {"context": told.text, "pooled": told.pooled}
 
     def placed(function: Any, params: Any) -> Any:
         jitted = jax.jit(over_devices(function, mesh, (WHOLE, BATCH), BATCH))
         return partial(jitted, place(params, replicated(mesh)))
 
-    return placed(moments, weights.vae), placed(embed, weights.text_encoder)
+    return placed(moments, weights.vae), placed(embed, weights.texts)
 
 
 def main() -> None:

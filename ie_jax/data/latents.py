@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,8 +30,9 @@ INDEX = "index.json"
 Encode = Callable[[np.ndarray], tuple[Any, Any]]
 """Pixels, uint8 (b, H, W, 3), to mean and standard deviation (b, h, w, c) of the posterior, before
 the scaling factor."""
-Embed = Callable[[np.ndarray], Any]
-"""Token ids, int32 (b, n), to embeddings (b, n, d)."""
+Embed = Callable[[np.ndarray], Mapping[str, Any]]
+"""Token ids to what is kept of them: `context`, embeddings (b, n, d), of two text encoders `pooled`
+(b, p), too."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,7 @@ def encoded(
     filled = [*reads, *[reads[-1]] * (batch_size - len(reads))]
     batch = pictures.batch([read.item for read in filled])
     mean, std = encode(batch["pixels"])
-    values = {"mean": mean, "std": std, "context": embed(batch["ids"])}
+    values = {"mean": mean, "std": std, **embed(batch["ids"])}
     with np.errstate(over="ignore"):
         arrays = {name: np.asarray(value).astype(config.dtype) for name, value in values.items()}
     for name, array in arrays.items():
@@ -284,7 +285,8 @@ def write_shard(
 
 
 class Latents:
-    """A folder of latents by number: batches of `mean`, `std`, `context` and maybe `pixels`."""
+    """A folder of latents by number: batches of `mean`, `std`, `context`, maybe `pooled` and
+    `pixels`."""
 
     def __init__(self, folder: Path) -> None:
         """Map all files into memory.

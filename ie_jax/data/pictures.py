@@ -13,7 +13,7 @@ from ie_jax.data.sources import Source
 from ie_jax.models.tokenizer import PromptCut
 
 Tokenize = Callable[[Sequence[str]], np.ndarray]
-"""Texts to token ids, int32 (b, n)."""
+"""Texts to token ids, int32 (b, n); (b, 2, n) for two text encoders."""
 Captions = Literal["first", "random"]
 
 
@@ -47,7 +47,7 @@ class Pictures:
         return example.name, (preprocess(image, self.size), example.captions[chosen])
 
     def batch(self, items: Sequence[tuple[np.ndarray, str]]) -> Batch:
-        """`pixels` uint8 (b, size, size, 3) and `ids` int32 (b, n). Long captions are cut."""
+        """`pixels` uint8 (b, size, size, 3) and `ids`, see `Tokenize`. Long captions are cut."""
         with warnings.catch_warnings(action="ignore", category=PromptCut):
             ids = self.tokenize([caption for _, caption in items])
         return {"pixels": np.stack([pixels for pixels, _ in items]), "ids": ids}

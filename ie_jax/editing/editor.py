@@ -39,7 +39,7 @@ from ie_jax.methods.settings import numbers_of, size_of
 from ie_jax.methods.table import METHODS, check_method, settled
 from ie_jax.models.execution import dtype
 from ie_jax.models.lora import round_to_fp16
-from ie_jax.models.networks import Tokens, vae_precision
+from ie_jax.models.networks import Tokens, vae_precision, whole_picture
 from ie_jax.models.tokenizer import Tokenizer
 from ie_jax.weights.facts import Facts
 from ie_jax.weights.folder import Pipeline, Weights
@@ -282,8 +282,7 @@ class Editor:
             return first
         if size is None:
             raise UserError("this model's prompts go with the size of their picture: give it")
-        whole = np.array([*size, 0, 0, *size], np.float32)
-        return Tokens(first, rest[0], np.tile(whole, (len(prompts), 1)))  # type: ignore[arg-type]
+        return Tokens(first, rest[0], whole_picture(*size, len(prompts)))  # type: ignore[arg-type]
 
     def invert(
         self,

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 from ie_jax.diffusion.consistency import Latents, per_image
 from ie_jax.diffusion.ddim import Steps, move
 from ie_jax.models.attention import Control
-from ie_jax.models.networks import Context, ControlledNetwork
-from ie_jax.models.unet import AnyContext, Out
+from ie_jax.models.networks import ControlledNetwork
+from ie_jax.models.unet import AnyContext, Context, Out
 
 Combine = Callable[[Latents, Latents, Float[Array, " b"]], Latents]
 """(eps_u, eps_c, w) -> eps."""

@@ -5,7 +5,8 @@ from jaxtyping import Array, Float
 from ie_jax.diffusion.consistency import Latents
 from ie_jax.diffusion.ddim import Levels, inverted, leading
 from ie_jax.methods.cfg import Path, generate, invert, same_each_step
-from ie_jax.models.networks import Context, ControlledNetwork
+from ie_jax.models.networks import ControlledNetwork
+from ie_jax.models.unet import Context
 
 
 def ddim_inversion(

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 from ie_jax.diffusion.consistency import Latents
 from ie_jax.diffusion.ddim import Steps, move
 from ie_jax.methods.cfg import guided, two_halves
-from ie_jax.models.networks import Context, ControlledNetwork
+from ie_jax.models.networks import ControlledNetwork
+from ie_jax.models.unet import Context
 
 
 def path_offsets(

@@ -14,8 +14,8 @@ from ie_jax.diffusion.ddim import Levels, Steps, leading, move
 from ie_jax.methods.cfg import Path, invert
 from ie_jax.methods.guidance import NEGLIGIBLE, norm, rescale_factor
 from ie_jax.methods.guiders import feature_energy, self_attention_energy
-from ie_jax.models.networks import Context, Network
-from ie_jax.models.unet import Out
+from ie_jax.models.networks import Network
+from ie_jax.models.unet import Context, Out
 
 
 class Energy(NamedTuple):

@@ -123,7 +123,7 @@ def decode_image(
 def contexts(models: Networks, weights: Weights, prompts: Prompts | Any) -> Any:
     """What the UNet is told of prompts: made of their tokens; embeddings stay themselves."""
     if isinstance(prompts, Tokens):
-        return encode_two(models, (weights.text_encoder, weights.text_encoder_2), prompts)
+        return encode_two(models, weights.two_texts, prompts)
     if isinstance(prompts, Conditions) or jnp.issubdtype(prompts.dtype, jnp.floating):
         return prompts
     return encode_text(models, weights.text_encoder, prompts)

@@ -13,7 +13,8 @@ from ie_jax.diffusion.ddim import Steps, move
 from ie_jax.methods.cfg import Path, guided, pair, two_halves
 from ie_jax.methods.prompt_to_prompt import grouped
 from ie_jax.models.attention import Control, Heads, Keys, Site
-from ie_jax.models.networks import Context, ControlledNetwork
+from ie_jax.models.networks import ControlledNetwork
+from ie_jax.models.unet import Context
 
 
 def mutual_attention(on: Array, first_layer: Int[Array, ""], probe: Sequence[int] = ()) -> Control:

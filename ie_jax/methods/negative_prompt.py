@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 from ie_jax.diffusion.consistency import Latents, per_image
 from ie_jax.diffusion.ddim import Levels, inverted, leading
 from ie_jax.methods.cfg import Combine, Path, generate, guided, invert, same_each_step
-from ie_jax.models.networks import Context, ControlledNetwork
+from ie_jax.models.networks import ControlledNetwork
+from ie_jax.models.unet import Context
 
 Proximal = Literal["l0", "l1"]
 

@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 from ie_jax.diffusion.consistency import Latents
 from ie_jax.diffusion.ddim import Levels, Steps, inverted, leading, move
 from ie_jax.methods.cfg import Path, at, generate, guided, invert, two_halves
-from ie_jax.models.networks import Context, ControlledNetwork
+from ie_jax.models.networks import ControlledNetwork
+from ie_jax.models.unet import Context
 
 
 class NullTexts(NamedTuple):

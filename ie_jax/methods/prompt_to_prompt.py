@@ -21,7 +21,8 @@ from ie_jax.diffusion.ddim import Steps, move
 from ie_jax.errors import UserError
 from ie_jax.methods.cfg import Path, guided, pair, two_halves
 from ie_jax.models.attention import Control, Heads, Keys, Site, attend, probabilities
-from ie_jax.models.networks import Context, ControlledNetwork
+from ie_jax.models.networks import ControlledNetwork
+from ie_jax.models.unet import Context
 
 LARGEST = 32 * 32
 """Tokens of the largest maps that are replaced or looked at."""

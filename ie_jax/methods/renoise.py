@@ -19,8 +19,8 @@ from ie_jax.diffusion.consistency import Latents, per_image
 from ie_jax.diffusion.ddim import Levels, Steps, inverted, leading, move
 from ie_jax.methods.cfg import at
 from ie_jax.methods.turbo import at_level
-from ie_jax.models.networks import Context, ControlledNetwork
-from ie_jax.models.unet import AnyContext
+from ie_jax.models.networks import ControlledNetwork
+from ie_jax.models.unet import AnyContext, Context
 
 LOW = 250
 """Timesteps below it are the first zone."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
@@ -17,7 +18,7 @@ from ie_jax.models.attention import Control
 from ie_jax.models.execution import WEIGHTS, Execution, Precision, saved_in_a_call
 from ie_jax.models.lora import merge, of_one_rank
 from ie_jax.models.text_encoder import Encoded, TextEncoder
-from ie_jax.models.unet import AnyContext, Collect, Conditions, Context, Out, UNet
+from ie_jax.models.unet import AnyContext, Collect, Conditions, Out, UNet
 from ie_jax.models.vae import VAE
 
 Latents = Float[Array, "b h w c"]
@@ -37,6 +38,11 @@ class Tokens:
     second: Int[Array, "... l"]
     sizes: Float[Array, "... 6"]
     """See `Conditions`."""
+
+
+def whole_picture(height: int, width: int, count: int) -> Float[np.ndarray, "b 6"]:
+    """`Conditions.sizes` of pictures from which nothing was cut."""
+    return np.tile(np.array([height, width, 0, 0, height, width], np.float32), (count, 1))
 
 
 Prompts = Int[Array, "... l"] | Tokens
@@ -128,7 +134,7 @@ def one_denoiser(
 
 
 def any_denoiser(
-    networks: Networks, base: Any, loras: Sequence[Any], context: Context
+    networks: Networks, base: Any, loras: Sequence[Any], context: AnyContext
 ) -> Callable[[Array, Latents, Array, Array], Latents]:
     """(model, z, t, w) -> eps of the base with the LoRA of that number, None standing for none.
 

@@ -1,7 +1,7 @@
 """Prompts to token ids, as the published code makes them."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +89,25 @@ class Tokenizer:
                 PromptCut,
                 stacklevel=3,
             )
+
+
+def tokenize_by(
+    folders: Sequence[Path], length: int = 77
+) -> Callable[[Sequence[str]], Int[np.ndarray, "b *k l"]]:
+    """Texts to token ids of every text encoder that a model has.
+
+    Args:
+        folders: of the tokenizers.
+
+    Returns a function that gives int32 (b, l) for one tokenizer, (b, k, l) for several.
+
+    Raises:
+        UserError: a folder holds no readable CLIP tokenizer.
+    """
+    tokenizers = [Tokenizer(folder) for folder in folders]
+
+    def tokenize(texts: Sequence[str]) -> Int[np.ndarray, "b *k l"]:
+        ids = [tokenizer(texts, length) for tokenizer in tokenizers]
+        return ids[0] if len(ids) == 1 else np.stack(ids, axis=1)
+
+    return tokenize

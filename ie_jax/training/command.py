@@ -21,7 +21,7 @@ from ie_jax.data.open import open_data
 from ie_jax.devices import Processes, join, make_mesh
 from ie_jax.errors import UserError
 from ie_jax.files import alone_in, appearing_whole
-from ie_jax.models.tokenizer import Tokenizer
+from ie_jax.models.tokenizer import tokenize_by
 from ie_jax.progress import Stages
 from ie_jax.training.checkpoints import complete
 from ie_jax.training.journal import EVENTS, METRICS, PICTURES, writing
@@ -265,8 +265,7 @@ def open_loaders(config: TrainConfig, recipe: Recipe) -> tuple[Loader, HeldOut |
         UserError: the data cannot be used, or do not fit the model.
     """
     architecture = recipe.architecture
-    tokenizer = Tokenizer(recipe.tokenizer)
-    length = architecture.text.max_position_embeddings
+    tokenize = tokenize_by(recipe.tokenizers, architecture.text.max_position_embeddings)
     size = config.data.size or architecture.image_size
     if size % architecture.latent_factor:
         raise UserError(f"data.size {size} must divide by {architecture.latent_factor}")
@@ -279,7 +278,7 @@ def open_loaders(config: TrainConfig, recipe: Recipe) -> tuple[Loader, HeldOut |
     open_part: Callable[..., Loader] = partial(
         open_data,
         config.data,
-        lambda texts: tokenizer(texts, length),
+        tokenize,
         size,
         config.batch_size,
         jax.process_index(),
@@ -300,7 +299,7 @@ def check_latents(config: TrainConfig, latents: Latents, pipeline: Pipeline | No
     if pipeline is None:
         raise UserError(f"stage {config.stage} needs images, not cached latents")
     weights = pipeline.weights
-    if latents.index.config.model != fingerprint(weights.vae, weights.text_encoder):
+    if latents.index.config.model != fingerprint(weights.vae, weights.texts):
         raise UserError(f"{config.data.path} holds latents of another model: cache them again")
     if latents.index.config.pixels:
         return

@@ -1,7 +1,8 @@
 """What stages make of a batch before they compute losses: latents and text embeddings.
 
 A batch holds `pixels` (uint8, b H W 3) and `ids` (int32, b n); or, cached, `mean` and `std` of the
-posterior (b h w c), `context` (b n c), and `pixels` where they were kept.
+posterior (b h w c), `context` (b n c), and `pixels` where they were kept. With SDXL's two text
+encoders `ids` are (b 2 n), and `pooled` (b p) is beside a cached `context`.
 """
 
 from collections.abc import Mapping
@@ -11,8 +12,17 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ie_jax.models.execution import dtype
-from ie_jax.models.networks import Context, Latents, Networks, encode_text, vae
+from ie_jax.models.networks import (
+    Latents,
+    Networks,
+    Tokens,
+    encode_text,
+    encode_two,
+    vae,
+    whole_picture,
+)
 from ie_jax.models.pixels import from_uint8
+from ie_jax.models.unet import AnyContext, Conditions
 
 Tree = Any
 
@@ -44,8 +54,24 @@ def decoded(networks: Networks, params: Tree, z: Latents) -> Array:
     return x
 
 
-def context_of(networks: Networks, text: Tree | None, batch: Mapping[str, Array]) -> Context:
-    """Text embeddings: cached, or of the batch's ids."""
+def context_of(networks: Networks, text: Tree | None, batch: Mapping[str, Array]) -> AnyContext:
+    """What the UNet is told of each image: its caption, cached or by its ids. SDXL is told, too,
+    that nothing was cut from the image, as it is when it edits.
+
+    Args:
+        text: the weights of the text encoder, of SDXL's two a pair; None where all is cached.
+    """
+    number = dtype(networks.precision.output)
+    if networks.architecture.text_2 is None:
+        if "context" in batch:
+            return batch["context"].astype(number)
+        return encode_text(networks, text, batch["ids"])
+    height, width, _ = latent_shape(networks, batch)
+    factor = networks.architecture.vae.factor
+    count = len(batch["context"] if "context" in batch else batch["ids"])
+    sizes = jnp.asarray(whole_picture(height * factor, width * factor, count))
     if "context" in batch:
-        return batch["context"].astype(dtype(networks.precision.output))
-    return encode_text(networks, text, batch["ids"])
+        return Conditions(batch["context"].astype(number), batch["pooled"].astype(number), sizes)
+    first, second = jnp.moveaxis(batch["ids"], 1, 0)
+    assert text is not None
+    return encode_two(networks, text, Tokens(first, second, sizes))

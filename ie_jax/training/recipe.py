@@ -12,7 +12,7 @@ import numpy as np
 
 from ie_jax.errors import UserError
 from ie_jax.models.execution import DType, dtype
-from ie_jax.models.networks import Architecture, Networks
+from ie_jax.models.networks import Architecture, Networks, vae_precision
 from ie_jax.models.tokenizer import Tokenizer
 from ie_jax.training.config import RunConfig
 from ie_jax.training.stage import Stage, State, Tree
@@ -42,7 +42,8 @@ class Recipe:
     """To start from."""
     frozen: Tree
     architecture: Architecture
-    tokenizer: Path
+    tokenizers: tuple[Path, ...]
+    """One for each text encoder."""
     export: Export
     best: str | None = None
     """The metric of validation by which the best checkpoint is told, the smaller the better."""
@@ -55,7 +56,7 @@ def networks_of(config: RunConfig, architecture: Architecture) -> Networks:
     return Networks(
         architecture,
         config.precision,
-        config.vae_precision,
+        vae_precision(architecture, config.vae_precision),
         config.execution.resolve(config.precision, cut=config.mesh.fsdp > 1),
         config.lora,
     )

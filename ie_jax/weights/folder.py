@@ -71,6 +71,16 @@ class Weights:
     text_encoder_2: Tree = None
     """SDXL's second one."""
 
+    @property
+    def texts(self) -> Tree:
+        """What `encode_text` takes; with two encoders the pair that `encode_two` does."""
+        return self.text_encoder if self.text_encoder_2 is None else self.two_texts
+
+    @property
+    def two_texts(self) -> tuple[Tree, Tree]:
+        """SDXL's text encoders."""
+        return self.text_encoder, self.text_encoder_2
+
 
 @dataclass(frozen=True)
 class Pipeline:

@@ -216,12 +216,20 @@ def facts_before_loading(
     return with_own_forward(facts, own) if own else facts
 
 
-def need_one_text_pair(model: str, forward: str | None = None, backward: str | None = None) -> None:
-    """Raise UserError if a model is none that training takes; nothing is downloaded for it."""
+def facts_of_pair_before_loading(
+    model: str, forward: str | None = None, backward: str | None = None
+) -> Facts:
+    """`facts_before_loading` of what training takes.
+
+    Raises:
+        UserError: as there; or the model is no pair.
+    """
     facts = facts_before_loading(model, forward, backward)
-    if not facts.pair or facts.texts > 1:
-        kind = "has two text encoders" if facts.texts > 1 else "is a base model"
-        raise UserError(f"{model} {kind}: training takes pairs of SD1.x, such as icd-sd15")
+    if not facts.pair:
+        raise UserError(
+            f"{model} is a base model: training takes pairs, such as icd-sd15 or icd-sdxl"
+        )
+    return facts
 
 
 def is_fetched(model: str) -> bool:

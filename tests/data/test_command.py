@@ -17,7 +17,7 @@ from ie_jax.data.open import open_data
 from ie_jax.errors import UserError
 from ie_jax.models.networks import Networks, encode_text, vae
 from ie_jax.models.tokenizer import Tokenizer
-from ie_jax.weights.load import load_pipeline, need_one_text_pair
+from ie_jax.weights.load import facts_of_pair_before_loading, load_pipeline
 from tests.data.pictures import write_folder
 from tests.data.test_images import encoded, noise
 
@@ -86,8 +86,7 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         assert option in text
 
 
-@pytest.mark.parametrize("model", ["sdxl-turbo", "icd-sdxl"])
-def test_training_takes_no_model_of_sdxl(model: str) -> None:
-    with pytest.raises(UserError, match=f"{model} has two text encoders: training takes pairs"):
-        need_one_text_pair(model)
-    need_one_text_pair("random")
+def test_training_takes_pairs() -> None:
+    with pytest.raises(UserError, match="sdxl-turbo is a base model: training takes pairs"):
+        facts_of_pair_before_loading("sdxl-turbo")
+    assert facts_of_pair_before_loading("icd-sdxl").texts == 2

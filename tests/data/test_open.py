@@ -49,7 +49,7 @@ def latents(path: Path, start: int, count: int) -> None:
         pictures,
         path / ("val" if start else ""),
         encode,
-        lambda ids: ids[..., None],
+        lambda ids: {"context": ids[..., None]},
         model="m",
         progress=False,
     )

@@ -173,6 +173,6 @@ def build(run: RunConfig, config: AutoencoderConfig, offline: bool, progress: bo
         params,
         frozen,
         arch,
-        blueprint.tokenizer,
+        (blueprint.tokenizer,),
         export,
     )

@@ -106,6 +106,6 @@ def build(run: RunConfig, config: ClassifierConfig, offline: bool, progress: boo
         params,
         {},
         blueprint.architecture,
-        blueprint.tokenizer,
+        (blueprint.tokenizer,),
         export,
     )

@@ -18,8 +18,9 @@ from ie_jax.diffusion.schedule import BOUNDARIES, GUIDANCE, Schedule, make_sched
 from ie_jax.diffusion.trajectory import AnyDenoiser
 from ie_jax.errors import UserError
 from ie_jax.models.lora import lora_shapes
-from ie_jax.models.networks import Context, Latents, Networks, any_denoiser
+from ie_jax.models.networks import Latents, Networks, any_denoiser
 from ie_jax.models.shapes import draw
+from ie_jax.models.unet import AnyContext
 from ie_jax.training.config import RunConfig
 from ie_jax.training.inputs import context_of, latent_shape, latents_of
 from ie_jax.training.losses import (
@@ -96,7 +97,7 @@ class Example:
     """A batch with its draws: of everything one for each direction."""
 
     latents: Latents
-    context: Context
+    context: AnyContext
     noise: Latents
     up: Int[Array, " b"]
     """Grid point of the forward direction, 0 .. grid_steps - 2."""
@@ -210,7 +211,7 @@ def build(run: RunConfig, config: ConsistencyConfig, offline: bool, progress: bo
             make_schedule(config.boundaries, config.grid_start, still, False, betas),
         ),
         networks.architecture,
-        blueprint.tokenizer,
+        (blueprint.tokenizer,),
         model_export(
             folder, lambda state: metadata(run, "consistency", state) | as_metadata(facts)
         ),

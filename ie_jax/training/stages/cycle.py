@@ -22,8 +22,9 @@ from ie_jax.diffusion.trajectory import AnyDenoiser
 from ie_jax.errors import UserError
 from ie_jax.models.execution import DType, dtype
 from ie_jax.models.lpips import lpips
-from ie_jax.models.networks import Context, Latents, Networks, any_denoiser
+from ie_jax.models.networks import Latents, Networks, any_denoiser, vae_precision
 from ie_jax.models.pixels import Image, from_uint8
+from ie_jax.models.unet import AnyContext
 from ie_jax.training.config import RunConfig
 from ie_jax.training.inputs import context_of, decoded, latent_shape, latents_of
 from ie_jax.training.losses import (
@@ -57,7 +58,7 @@ from ie_jax.training.stage import Loss, Metrics, Stage, State, Tree
 from ie_jax.weights.embedded import folder_of
 from ie_jax.weights.facts import NOTHING, Facts, as_metadata
 from ie_jax.weights.folder import Pipeline, write_parts
-from ie_jax.weights.load import facts_before_loading, load_pipeline, need_one_text_pair
+from ie_jax.weights.load import facts_of_pair_before_loading, load_pipeline
 from ie_jax.weights.lora_files import write_lora
 
 NAMES = ("distillation", "cycle", "preservation")
@@ -128,7 +129,7 @@ class Frozen:
     """LoRA of the backward model."""
     vae: Tree
     text_encoder: Tree | None
-    """None where batches bring text embeddings."""
+    """Of SDXL both, as a pair. None where batches bring text embeddings."""
     perceptual: Tree | None
     """LPIPS; None where the cycle loss compares latents."""
     schedule: Schedule
@@ -140,7 +141,7 @@ class Example:
 
     latents: Latents
     """A sample of the posterior, scaled."""
-    context: Context
+    context: AnyContext
     noise: Latents
     index: Int[Array, " b"]
     """Grid point of distillation, 0 .. grid_steps - 2."""
@@ -208,7 +209,7 @@ def prepare(
     return lax.stop_gradient(example)
 
 
-def models_of(networks: Networks, lora: Tree, frozen: Frozen, context: Context) -> AnyDenoiser:
+def models_of(networks: Networks, lora: Tree, frozen: Frozen, context: AnyContext) -> AnyDenoiser:
     """FORWARD, BACKWARD and TEACHER, for the batch's own texts."""
     return any_denoiser(networks, frozen.unet, (lora, frozen.backward, None), context)
 
@@ -331,8 +332,8 @@ def frozen_of(run: RunConfig, config: CycleConfig, pipeline: Pipeline, perceptua
     return Frozen(
         unet=cast(weights.unet, run.precision.param),
         backward=cast(weights.backward, "float32"),
-        vae=cast(weights.vae, run.vae_precision.param),
-        text_encoder=cast(weights.text_encoder, run.precision.param),
+        vae=cast(weights.vae, vae_precision(pipeline.architecture, run.vae_precision).param),
+        text_encoder=cast(weights.texts, run.precision.param),
         perceptual=perceptual,
         schedule=cycle_schedule(config, pipeline.architecture.betas),
     )
@@ -341,9 +342,8 @@ def frozen_of(run: RunConfig, config: CycleConfig, pipeline: Pipeline, perceptua
 def build(run: RunConfig, config: CycleConfig, offline: bool, progress: bool) -> Recipe:
     """Trains the forward LoRA of the chain's model, or of a published one."""
     # Before gigabytes are fetched.
-    facts = facts_before_loading(run.model, run.forward, run.backward)
+    facts = facts_of_pair_before_loading(run.model, run.forward, run.backward)
     check_boundaries(config, facts, run.model)
-    need_one_text_pair(run.model, run.forward, run.backward)
     pipeline = load_pipeline(run.model, run.forward, run.backward, offline, progress)
     perceptual = load_perceptual(run, offline, progress) if config.distance == "lpips" else None
     if config.distance == "lpips" and config.cycle_weight and perceptual is None:
@@ -366,7 +366,7 @@ def build(run: RunConfig, config: CycleConfig, offline: bool, progress: bool) ->
         params,
         frozen_of(run, config, pipeline, perceptual),
         pipeline.architecture,
-        pipeline.tokenizer,
+        pipeline.tokenizers,
         export,
         best="lpips" if perceptual is not None else "mse",
         pipeline=pipeline,

@@ -15,9 +15,10 @@ from ie_jax.diffusion.ddim import ddim
 from ie_jax.diffusion.schedule import cumulative_alphas
 from ie_jax.diffusion.trajectory import Denoiser, with_text
 from ie_jax.errors import UserError
-from ie_jax.models.networks import Context, Latents, Networks, denoiser, encode_text
+from ie_jax.models.networks import Latents, Networks, denoiser, encode_text
 from ie_jax.models.pixels import to_uint8
 from ie_jax.models.shapes import draw, text_encoder_shapes, unet_shapes
+from ie_jax.models.unet import Context
 from ie_jax.training.config import RunConfig
 from ie_jax.training.inputs import decoded, latent_shape, latents_of
 from ie_jax.training.losses import squared
@@ -189,6 +190,6 @@ def build(run: RunConfig, config: DenoiserConfig, offline: bool, progress: bool)
         params,
         Frozen(parts["vae"], empty_caption(blueprint)),
         arch,
-        blueprint.tokenizer,
+        (blueprint.tokenizer,),
         model_export(folder, partial(metadata, run, "denoiser")),
     )

@@ -126,7 +126,7 @@ def evaluate(
     """The noise's squared error on held-out pictures, and samples for their captions."""
     context = context_of(networks, frozen.text_encoder, batch)
     eps = with_text(denoiser(networks, params), context)
-    w = jnp.full(len(context), config.sample_w)
+    w = jnp.full(len(batch["ids"]), config.sample_w)
     return errors_and_samples(networks, eps, eps, w, frozen.vae, batch)
 
 
@@ -150,6 +150,6 @@ def build(run: RunConfig, config: GuidanceConfig, offline: bool, progress: bool)
         params,
         Frozen(parts["vae"], parts["text_encoder"], parts["denoiser"], empty_caption(blueprint)),
         networks.architecture,
-        blueprint.tokenizer,
+        (blueprint.tokenizer,),
         model_export(folder, partial(metadata, run, "guidance"), lambda params: {"unet": params}),
     )
