@@ -78,6 +78,7 @@ GRIDS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "turboedit": grid({}, guidance=(1.0, 1.5, 2.0, 3.0)),
     "gnri": grid({}, guidance=(1.0, 1.2, 2.0, 3.0)),
     "renoise-turbo": grid({}, guidance=(1.2, 2.0, 3.0)),
+    "postedit": grid({}, guidance=(1.0, 2.0, 4.0), kept=(0.0, 0.25)),
 }
 """Of each method, the settings that are tried. Those of one method share a compiled program, so
 steps are not among them: 20 in place of 50, as the model and the machine are small."""

@@ -8,7 +8,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from ie_jax.errors import UserError
-from ie_jax.methods import gnri, turboedit
+from ie_jax.methods import gnri, postedit, turboedit
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class MethodConfig:
 
     steps: int | None = None
     """Of DDIM in either direction (50), of InfEdit (12), or of the methods on few-step models (4;
-    turboedit 3 or 4)."""
+    turboedit 3 or 4, postedit 5)."""
     guidance: float | None = None
     """w of classifier-free guidance, where 1 is none; icd has `cfg_schedule` in its place.
     turboedit: by how much the difference of the prompts is enlarged."""
@@ -39,7 +39,7 @@ class MethodConfig:
     """npi: from the source prompt (0) to the empty one (1) as the unconditional prompt."""
     inner_steps: int | None = None
     """nti: at most so many steps of Adam in each step (10). gnri: iterations of each inversion step
-    (2). renoise-turbo: renoisings of each (9)."""
+    (2). renoise-turbo: renoisings of each (9). postedit: Langevin steps of each (25000)."""
     near: float = 1e-5
     """nti: the loss at which a step's optimisation ends."""
     first_step: int = 4
@@ -60,7 +60,10 @@ class MethodConfig:
     prior: float = gnri.PRIOR
     """gnri: weight of the prior that keeps a latent near the noised source."""
     highest: float | None = None
-    """gnri (0.6), renoise-turbo (1): the share of the timesteps that inversion keeps to."""
+    """gnri (0.6), renoise-turbo (1): the share of the timesteps that inversion keeps to; postedit
+    (0.5): at which it starts."""
+    kept: float = postedit.KEPT
+    """postedit: the share of the source's latent in what each step noises again."""
 
     def __post_init__(self) -> None:
         if self.steps is not None and not 1 <= self.steps <= 1000:
@@ -78,6 +81,8 @@ class MethodConfig:
             raise UserError("baseline: bounds must be 0 <= lower <= upper")
         if self.prior < 0 or not 0 < (1 if self.highest is None else self.highest) <= 1:
             raise UserError("baseline: prior must not be negative, highest over 0 and at most 1")
+        if not 0 <= self.kept <= 1:
+            raise UserError("baseline: kept is a share, from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ class Numbers:
     bounds: Float[Array, " 2"]
     limit: Float[Array, ""]
     prior: Float[Array, ""]
+    kept: Float[Array, ""]
 
 
 def size_of(config: Settings) -> Size:
@@ -138,5 +144,6 @@ def numbers_of(config: Settings) -> Numbers:
         *(np.asarray(x, np.int32) for x in counts),
         np.asarray(on[:, None] * weights, np.float32),
         *(np.asarray(x, np.float32) for x in (config.bounds, config.limit, config.prior)),
+        np.asarray(config.kept, np.float32),
     ]
     return Numbers(*arrays)

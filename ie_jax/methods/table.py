@@ -26,7 +26,7 @@ from ie_jax.diffusion.ddim import Steps, inverted, leading
 from ie_jax.diffusion.schedule import Schedule, cumulative_alphas
 from ie_jax.errors import UserError
 from ie_jax.methods import ddim_inversion as ddim
-from ie_jax.methods import gnri, null_text, prompt_to_prompt, turbo, turboedit
+from ie_jax.methods import gnri, null_text, postedit, prompt_to_prompt, turbo, turboedit
 from ie_jax.methods import guide_and_rescale as gar
 from ie_jax.methods import icd as few_steps
 from ie_jax.methods import infedit as virtual
@@ -57,6 +57,7 @@ Name = Literal[
     "turboedit",
     "gnri",
     "renoise-turbo",
+    "postedit",
 ]
 
 
@@ -344,6 +345,22 @@ def renoise_turbo_edit(
     return back.latents[-1]
 
 
+def postedit_edit(networks: Networks, weights: Weights, request: Request, size: Size) -> Latents:
+    """PostEdit. The first step's noise is the request's own."""
+    abar = levels(networks)
+    noise = request.drawn(2 * size.steps).at[0].set(request.noise)
+    seen = postedit.postedit(
+        few_step_network(networks, weights),
+        *(request.z, noise.reshape(size.steps, 2, *request.z.shape)),
+        postedit.measure(request.z, jax.vmap(partial(jax.random.fold_in, data=1))(request.keys)),
+        *(request.empty, request.target, abar, request.w),
+        postedit.timesteps(size.steps, size.highest, len(abar)),
+        size.inner_steps,
+        request.numbers.kept,
+    )
+    return seen[-1]
+
+
 def kept(config: Settings) -> int:
     """How many of its steps a method on a few-step model takes in either direction."""
     return int((euler.trailing(config.steps) < 1000 * config.highest).sum())
@@ -403,6 +420,17 @@ METHODS: dict[str, Method] = {
         {"steps": 4, "guidance": 1.0, "inner_steps": 9},
         "few steps",
     ),
+    "postedit": Method(
+        postedit_edit,
+        lambda x: 2 * x.steps,
+        {
+            "steps": postedit.STEPS,
+            "guidance": postedit.GUIDANCE,
+            "inner_steps": postedit.LANGEVIN,
+            "highest": postedit.BELOW,
+        },
+        "few steps",
+    ),
 }
 
 
@@ -431,5 +459,5 @@ def check_method(name: str, config: MethodConfig, model: str, facts: Facts) -> N
     chosen = settled(name, config)
     if name == "turboedit" and chosen.steps not in turboedit.GRIDS:
         raise UserError(f"turboedit: steps {chosen.steps} must be 3 or 4, as it was published")
-    if name != "turboedit" and not kept(chosen):
+    if name in ("gnri", "renoise-turbo") and not kept(chosen):
         raise UserError(f"{name}: none of {chosen.steps} steps is below {chosen.highest}")
