@@ -16,6 +16,8 @@ import optax
 from ie_jax import devices
 from ie_jax.editing.config import EditConfig, GuiderConfig, GuiderOptions
 from ie_jax.editing.editor import Editor
+from ie_jax.methods.settings import MethodConfig
+from ie_jax.methods.table import METHODS
 from ie_jax.models.execution import Execution, Precision
 from ie_jax.models.networks import Networks
 from ie_jax.training.stage import Stage, initial_state
@@ -118,6 +120,29 @@ def edit_program(argv: Sequence[str]) -> None:
     guiders = (GuiderConfig("features_map_l2", 0.5, GuiderOptions("mid")),)
     config = EditConfig("random", guiders=guiders)
     crossings(Editor(random_pipeline(), config, mesh=devices.local_mesh()), mask="auto")
+
+
+def all_methods(argv: Sequence[str]) -> None:
+    """Every method's edit of two images on two devices: its collectives, and how far its latents
+    are from those of one device, relative."""
+    shrink()
+    pipeline, found = random_pipeline(), {}
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    names: Any = METHODS
+    for name in names:
+        steps = 3 if name == "turboedit" else 2
+        short = MethodConfig(steps=steps, inner_steps=2, first_step=0, first_layer=0, guidance=2.0)
+        config = EditConfig("random", method=name, baseline=short, match_statistics=False)
+        latents = []
+        for count in (1, 2):
+            editor = Editor(pipeline, config, mesh=devices.make_mesh(devices=jax.devices()[:count]))
+            edit = editor.apply(pixels, ["a cat", "a house"], ["a dog", "a red house"], seed=[3, 4])
+            latents.append(np.asarray(edit.latents))
+        (program,) = editor.programs[name].compiled.values()
+        one, two = latents
+        far = float(np.linalg.norm(two - one) / np.linalg.norm(one))
+        found[name] = [len(COLLECTIVES.findall(program.as_text())), far]
+    print(json.dumps(found))
 
 
 def turbo_program(argv: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from ie_jax.devices import cut, make_mesh
 from ie_jax.errors import UserError
+from ie_jax.methods.table import METHODS
 from tests import eight_devices, forks
 from tests.forks import Fork
 
@@ -44,6 +45,14 @@ def test_eight_devices_give_the_loss_and_the_gradient_of_one(program: Any, tmp_p
 def test_nothing_crosses_devices_in_an_edit(program: Any, tmp_path: Path) -> None:
     report = told(program, tmp_path)
     assert report == {"devices": 8, "programs": 1, "collectives": 0}
+
+
+@pytest.mark.slow
+def test_every_method_goes_over_devices(tmp_path: Path) -> None:
+    report = told(eight_devices.all_methods, tmp_path)
+    assert set(report) == set(METHODS)
+    assert all(collectives == 0 for collectives, _ in report.values()), report
+    assert all(far <= 1e-3 for _, far in report.values()), report
 
 
 def test_the_largest_axis_that_divides_is_cut() -> None:

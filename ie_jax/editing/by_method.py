@@ -27,7 +27,7 @@ from ie_jax.weights.folder import Weights
 
 FEW = 4
 """Steps of icd, for which Prompt-to-Prompt's tables are made."""
-BLENDING = ("p2p", "p2p-npi", "p2p-nti", "p2p-direct", "icd")
+BLENDING = ("p2p", "p2p-npi", "p2p-nti", "p2p-direct", "icd", "infedit")
 """Methods that look at the maps of words."""
 BLEND_START = 0.2
 """Share of the steps before Prompt-to-Prompt's blend; icd's begins at once."""
@@ -55,7 +55,7 @@ class Words:
         """The text of a token."""
         return str(self.clip.decode([token]))
 
-    def blend(self, source: str, target: str, config: EditConfig) -> Blend | None:
+    def blend(self, source: str, target: str, config: EditConfig) -> Blend | infedit.Words | None:
         """Where the target may differ, without an axis for images; None: everywhere.
 
         Raises:
@@ -71,11 +71,34 @@ class Words:
             if word and word not in text.split(" "):
                 raise UserError(f"baseline: blend: {word!r} is no word of {text!r}")
             masks.append(prompts.word_mask(text, [word], self.encode, self.decode, self.length))
+        if config.method == "infedit":
+            return self.infedit_words(source, target, chosen.blend[1], chosen.blend_threshold)
         words = np.stack(masks)
         start = 0 if config.method == "icd" else int(BLEND_START * chosen.steps)
         threshold = np.float32(chosen.blend_threshold)
         given: Any = words, 0 * words, threshold, threshold, np.int32(start)
         return Blend(*given)
+
+    def infedit_words(self, source: str, target: str, word: str, threshold: float) -> infedit.Words:
+        """As published, the target's word alone counts, and what is joined to its tokens."""
+        ids, others, phrase = (self.encode(text) for text in (source, target, word))
+        mask = prompts.phrase_mask(others, phrase, self.length)
+        for at, taken in self.aligned(source, target)[2]:
+            if ids[taken] in phrase:
+                mask[at] = 1
+        inside, none = np.zeros_like(mask), np.zeros_like(mask)
+        inside[1 : len(others) - 1] = 1
+        near = np.float32(threshold)
+        given: Any = mask, none, none, inside, near, near
+        return infedit.Words(*given)
+
+    def aligned(
+        self, source: str, target: str
+    ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
+        """InfEdit's alignment, see `infedit.joined`."""
+        ids = self.encode(source), self.encode(target)
+        states, lengths = (self.embed(source), self.embed(target)), map(len, reversed(ids))
+        return infedit.joined(*prompts.refine_mapper(*ids, self.length), *states, *lengths)
 
     def edits(self, source: str, target: str, config: EditConfig) -> Edits:
         """What the target takes over, without an axis for images.
@@ -87,11 +110,11 @@ class Words:
         if chosen.words == "replace":
             alignment = prompts.replace(source, target, *texts, self.length)
         else:
-            ids = self.encode(source), self.encode(target)
-            mapper, weights = prompts.refine_mapper(*ids, self.length)
             if config.method == "infedit":
-                states, lengths = (self.embed(source), self.embed(target)), map(len, reversed(ids))
-                mapper, weights, _ = infedit.joined(mapper, weights, *states, *lengths)
+                mapper, weights, _ = self.aligned(source, target)
+            else:
+                ids = self.encode(source), self.encode(target)
+                mapper, weights = prompts.refine_mapper(*ids, self.length)
             alignment = prompts.refine(mapper, weights)
         new = {word: chosen.amplify for word in set(target.split(" ")) - set(source.split(" "))}
         steps = FEW if config.method == "icd" else chosen.steps
@@ -105,9 +128,12 @@ class Words:
         )
 
 
-def of_batch(blend: Blend) -> Blend:
+def of_batch(blend: Blend | infedit.Words) -> Blend | infedit.Words:
     """What `Words.blend` gives for each edit, stacked, as methods take it: the prompts' groups come
     first, and the numbers are the same for all."""
+    if isinstance(blend, infedit.Words):
+        near, source = blend.target_threshold[0], blend.source_threshold[0]
+        return replace(blend, target_threshold=near, source_threshold=source)
     words, without = (jnp.moveaxis(x, 1, 0) for x in (blend.words, blend.without))
     numbers = blend.threshold, blend.without_threshold, blend.start
     return Blend(words, without, *(x[0] for x in numbers))
@@ -122,7 +148,7 @@ def edit_by(
     nothing: Prompts,
     keys: UInt32[Array, "b 2"],
     schedule: Schedule,
-    edits: tuple[Edits, Blend | None],
+    edits: tuple[Edits, Blend | infedit.Words | None],
     numbers: Numbers,
     match: Float[Array, ""],
     *,

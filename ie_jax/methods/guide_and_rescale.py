@@ -1,7 +1,7 @@
 """Guide-and-Rescale (Titov et al. 2024, arXiv 2409.01322): classifier-free guidance, and the
 gradient of energies that compare the edit with the inversion, scaled to the guidance's size."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -53,7 +53,13 @@ class GuiderGroup(NamedTuple):
 NON_STYLE = (GuiderGroup((LAYOUT, appearance("last"))),)
 """Published weights 300000 and 500 in the first 30 of 50 steps, bounds 1/3 and 3."""
 STYLE = (GuiderGroup((LAYOUT,)), GuiderGroup((FEATURES,)))
-"""Published weights 100000 and 2.5 in the first 25 of 50 steps, bounds 1.5 and 1.5."""
+STYLE_SETTINGS: Mapping[str, Any] = {
+    "layout": 1e5,
+    "appearance": 2.5,
+    "guided_steps": 0.5,
+    "bounds": (1.5, 1.5),
+}
+"""Published, of 50 steps; those of other edits are `Settings`' own."""
 
 
 class Seen(NamedTuple):

@@ -16,7 +16,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ie_jax.diffusion.consistency import Latents, per_image
 from ie_jax.diffusion.ddim import Levels
-from ie_jax.methods.prompt_to_prompt import LARGEST, blend_maps, enlarged, grouped, no_maps, placed
+from ie_jax.methods.prompt_to_prompt import (
+    LARGEST,
+    blend_maps,
+    enlarged,
+    grouped,
+    looked_at,
+    no_maps,
+    placed,
+)
 from ie_jax.models.attention import Control, Heads, Keys, Site, attend, probabilities
 from ie_jax.models.networks import ControlledNetwork
 
@@ -176,6 +184,7 @@ def infedit(
     """
     n, b, start = len(t), len(z0), steps - len(t)
     height, width = z0.shape[1:3]
+    largest = looked_at(height, width, largest)
     alpha, sigma = jnp.sqrt(abar), jnp.sqrt(1 - abar)
     contexts = jnp.concatenate([uncond, cond]).reshape(6 * b, *cond.shape[2:])
     begun = jnp.where(from_image, alpha[t[0]] * z0 + sigma[t[0]] * noise, noise)
@@ -233,7 +242,7 @@ def mixed(
 
 def masks_of(
     words: Words, summed: Float[Array, "2 b q l"], alpha: Array, height: int, width: int
-) -> tuple[Bool[Array, "3 b h w"], Float[Array, "3"], Float[Array, "3 b h w"]]:
+) -> tuple[Bool[Array, "3 b h w"], Float[Array, "3"], Float[Array, "3 b h0 w0"]]:
     """Masks, their thresholds, and the maps that they are made of: around the target's words
     (mutual maps), around the source's that are none of both (source maps), around both (mutual)."""
     source, mutual = summed

@@ -32,9 +32,10 @@ class MethodConfig:
     """Factor of the taken maps of words that the source prompt does not have."""
     blend: tuple[str, str] | None = None
     """p2p and its kin, icd: the word of the source and that of the target prompt around which alone
-    the result may differ, such as cat dog; "" for none. None: it may differ everywhere."""
-    blend_threshold: float = 0.3
-    """Share of the words' largest attention that is near to them."""
+    the result may differ, such as cat dog; "" for none. None: it may differ everywhere. Of infedit
+    the target's word alone counts, as published."""
+    blend_threshold: float | None = None
+    """Share of the words' largest attention that is near to them (0.3; infedit 0.55)."""
     interpolation: float = 0.0
     """npi: from the source prompt (0) to the empty one (1) as the unconditional prompt."""
     inner_steps: int | None = None
@@ -46,14 +47,17 @@ class MethodConfig:
     """masactrl: from this step on."""
     first_layer: int = 10
     """masactrl: from this self-attention layer on, of 16."""
-    layout: float = 3e5
-    """guide-and-rescale: weight of self-attention maps."""
-    appearance: float = 500.0
-    """guide-and-rescale: weight of features."""
-    guided_steps: float = 0.6
-    """guide-and-rescale: share of steps with energies."""
-    bounds: tuple[float, float] = (1 / 3, 3.0)
-    """guide-and-rescale: of the gradient's norm to that of the guidance term."""
+    style: bool = False
+    """guide-and-rescale: the published setting for edits of style, which the next four follow."""
+    layout: float | None = None
+    """guide-and-rescale: weight of self-attention maps (3e5; style 1e5)."""
+    appearance: float | None = None
+    """guide-and-rescale: weight of features (500; style 2.5)."""
+    guided_steps: float | None = None
+    """guide-and-rescale: share of steps with energies (0.6; style 0.5)."""
+    bounds: tuple[float, float] | None = None
+    """guide-and-rescale: of the gradient's norm to that of the guidance term (1/3, 3; style 1.5,
+    1.5)."""
     limit: float = turboedit.PUBLISHED_LIMIT
     """turboedit: the largest norm of the last step's correction, at 512 pixels; it grows with the
     side. Below 0: none."""
@@ -77,7 +81,8 @@ class MethodConfig:
             raise UserError("baseline: inner_steps must be 1 or more, guidance not negative")
         if self.blend is not None and not any(self.blend):
             raise UserError("baseline: blend needs a word of the source or the target prompt")
-        if not 0 <= self.bounds[0] <= self.bounds[1]:
+        lower, upper = self.bounds or (0.0, 0.0)
+        if not 0 <= lower <= upper:
             raise UserError("baseline: bounds must be 0 <= lower <= upper")
         if self.prior < 0 or not 0 < (1 if self.highest is None else self.highest) <= 1:
             raise UserError("baseline: prior must not be negative, highest over 0 and at most 1")
@@ -94,8 +99,13 @@ class Settings(MethodConfig):
     cross_steps: float = 0.4
     self_steps: float = 0.6
     amplify: float = 1.0
+    blend_threshold: float = 0.3
     inner_steps: int = 10
     highest: float = 1.0
+    layout: float = 3e5
+    appearance: float = 500.0
+    guided_steps: float = 0.6
+    bounds: tuple[float, float] = (1 / 3, 3.0)
 
 
 class Size(NamedTuple):
@@ -106,6 +116,7 @@ class Size(NamedTuple):
     highest: float
     guided: bool
     """Whether guidance is another than 1; of renoise-turbo, which asks half as often without."""
+    style: bool
 
 
 @struct.dataclass
@@ -129,7 +140,8 @@ class Numbers:
 
 def size_of(config: Settings) -> Size:
     """The static settings."""
-    return Size(config.steps, config.inner_steps, config.highest, config.guidance != 1)
+    guided = config.guidance != 1
+    return Size(config.steps, config.inner_steps, config.highest, guided, config.style)
 
 
 def numbers_of(config: Settings) -> Numbers:

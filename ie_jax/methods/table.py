@@ -35,7 +35,7 @@ from ie_jax.methods import negative_prompt as negative
 from ie_jax.methods import renoise as fixed_point
 from ie_jax.methods.cfg import generate, invert, pair, same_each_step
 from ie_jax.methods.direct_inversion import path_offsets
-from ie_jax.methods.prompt_to_prompt import Blend, Edits
+from ie_jax.methods.prompt_to_prompt import Edits
 from ie_jax.methods.settings import MethodConfig, Numbers, Settings, Size
 from ie_jax.models.networks import ControlledNetwork, Networks, one_denoiser
 from ie_jax.weights.facts import Facts
@@ -64,7 +64,8 @@ Name = Literal[
 def settled(name: str, config: MethodConfig) -> Settings:
     """What is not given is as the method was published."""
     given = {key: x for key, x in vars(config).items() if x is not None}
-    return Settings(**dict(METHODS[name].published) | given)
+    style: Mapping[str, Any] = gar.STYLE_SETTINGS if config.style else {}
+    return Settings(**{**METHODS[name].published, **style, **given})
 
 
 @struct.dataclass
@@ -83,8 +84,8 @@ class Request:
     """The empty prompt's embedding."""
     edits: Edits
     """What Prompt-to-Prompt takes over."""
-    blend: Blend | None
-    """Where its result may differ; None: everywhere."""
+    blend: Any
+    """Where its result may differ, a `Blend`; of InfEdit its `Words`. None: everywhere."""
     schedule: Schedule
     """Of few-step methods."""
     numbers: Numbers
@@ -229,7 +230,7 @@ def masactrl_edit(networks: Networks, weights: Weights, request: Request, size: 
 def guide_and_rescale_edit(
     networks: Networks, weights: Weights, request: Request, size: Size
 ) -> Latents:
-    """Guide-and-Rescale, its setting for other edits than of style."""
+    """Guide-and-Rescale."""
     abar, _ = grid(networks, size)
     network = one_denoiser(networks, weights.unet, collect=("features", "queries_keys"))
     lower, upper = (jnp.full(len(request.z), x) for x in request.numbers.bounds)
@@ -239,13 +240,14 @@ def guide_and_rescale_edit(
         *(request.z, request.source, request.target, empty, abar, request.w),
         request.numbers.energies,
         (lower, upper),
+        gar.STYLE if size.style else gar.NON_STYLE,
         steps=size.steps,
     )
     return seen.latent_out[-1]
 
 
 def infedit_edit(networks: Networks, weights: Weights, request: Request, size: Size) -> Latents:
-    """InfEdit, without words that bound where the target may differ."""
+    """InfEdit."""
     abar, _ = grid(networks, size)
     numbers, b = request.numbers, len(request.z)
     empty = jnp.broadcast_to(request.empty, request.source.shape)
@@ -260,7 +262,11 @@ def infedit_edit(networks: Networks, weights: Weights, request: Request, size: S
         t=jnp.asarray(virtual.timesteps(size.steps)),
         steps=size.steps,
         branches=virtual.Branches(
-            request.edits.matrix, request.edits.own, numbers.cross_steps, numbers.self_steps
+            request.edits.matrix,
+            request.edits.own,
+            numbers.cross_steps,
+            numbers.self_steps,
+            request.blend,
         ),
         eta=jnp.float32(1),
     )
@@ -389,7 +395,13 @@ METHODS: dict[str, Method] = {
     "infedit": Method(
         infedit_edit,
         lambda x: 6 * x.steps,
-        {"steps": 12, "guidance": 2.3, "cross_steps": 0.7, "self_steps": 0.7},
+        {
+            "steps": 12,
+            "guidance": 2.3,
+            "cross_steps": 0.7,
+            "self_steps": 0.7,
+            "blend_threshold": 0.55,
+        },
     ),
     "renoise": Method(
         renoise_edit,

@@ -13,7 +13,7 @@ import pytest
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.errors import UserError
-from ie_jax.methods.settings import MethodConfig, Settings, numbers_of
+from ie_jax.methods.settings import MethodConfig, Settings, numbers_of, size_of
 from ie_jax.methods.table import METHODS, settled
 from ie_jax.weights.folder import Pipeline
 from ie_jax.weights.untrained import RANDOM_CONFIGS, random_pipeline
@@ -41,6 +41,14 @@ def pipeline() -> Iterator[Pipeline]:
         weights = found.weights
         loras = {"forward": moved(weights.forward), "backward": moved(weights.backward)}
         yield replace(found, weights=replace(weights, **loras))
+
+
+@pytest.fixture
+def whole(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    """The random model with all levels: the smallest has no maps of words, nor features above."""
+    for part, config in WHOLE.items():
+        monkeypatch.setitem(RANDOM_CONFIGS, part, config)
+    return random_pipeline()
 
 
 def pictures(count: int) -> np.ndarray:
@@ -91,6 +99,14 @@ def test_what_is_not_given_is_as_published() -> None:
     assert METHODS["renoise"].evaluations(settled("renoise", MethodConfig())) == 213
 
 
+def test_a_style_has_settings_of_its_own() -> None:
+    found = settled("guide-and-rescale", MethodConfig(style=True, layout=7.0))
+    assert (found.layout, found.appearance, found.guided_steps) == (7.0, 2.5, 0.5)
+    assert found.bounds == (1.5, 1.5) and size_of(found).style
+    plain = settled("guide-and-rescale", MethodConfig())
+    assert (plain.layout, plain.appearance, plain.bounds) == (3e5, 500.0, (1 / 3, 3.0))
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -108,9 +124,7 @@ def test_nonsense_is_refused(settings: dict[str, Any], told: str) -> None:
         MethodConfig(**settings)
 
 
-def test_a_blend_holds_the_result_to_the_source_but_around_its_words(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_blend_holds_the_result_to_the_source_but_around_its_words(whole: Pipeline) -> None:
     def config(threshold: float) -> EditConfig:
         baseline = replace(SHORT, blend=("cat", "dog"), blend_threshold=threshold)
         return EditConfig("random", method="icd", baseline=baseline, match_statistics=False)
@@ -121,15 +135,45 @@ def test_a_blend_holds_the_result_to_the_source_but_around_its_words(
         found = editor.apply(photo, "a cat", [["a dog", "a red dog"]]).latents
         return np.asarray(found)[0, 0]
 
-    for part, whole in WHOLE.items():  # the smallest has no maps to look at
-        monkeypatch.setitem(RANDOM_CONFIGS, part, whole)
-    editor = Editor(random_pipeline(), config(2.0))
+    editor = Editor(whole, config(2.0))
     plain, red = latents(editor)  # nothing has twice the words' largest attention
     np.testing.assert_allclose(plain, red, atol=1e-5)
     editor.config = config(-1.0)
     plain, red = latents(editor)
     assert np.abs(plain - red).max() > 1e-3
     assert len(editor.programs["icd"].compiled) == 1  # words and thresholds are arrays
+
+
+@pytest.mark.slow
+def test_infedit_differs_around_its_word_alone(whole: Pipeline) -> None:
+    def config(word: str, threshold: float) -> EditConfig:
+        baseline = replace(SHORT, steps=4, blend=("cat", word), blend_threshold=threshold)
+        return EditConfig("random", method="infedit", baseline=baseline, match_statistics=False)
+
+    def latents(editor: Editor) -> np.ndarray:
+        photo = np.random.default_rng(1).integers(0, 256, (1, 32, 64, 3), np.uint8)
+        return np.asarray(editor.apply(photo, "a cat", "a red dog").latents)
+
+    editor = Editor(whole, config("dog", 2.0))
+    nowhere = latents(editor)  # nothing has twice the word's largest attention
+    editor.config = config("red", 2.0)
+    np.testing.assert_array_equal(latents(editor), nowhere)
+    editor.config = config("red", 0.0)
+    assert np.abs(latents(editor) - nowhere).max() > 1e-3
+    assert len(editor.programs["infedit"].compiled) == 1
+
+
+@pytest.mark.slow
+def test_a_style_is_another_edit(whole: Pipeline) -> None:
+    photo = np.random.default_rng(1).integers(0, 256, (1, 32, 64, 3), np.uint8)
+
+    def latents(style: bool) -> np.ndarray:
+        short = replace(SHORT, layout=1e3, appearance=1e3, guided_steps=1.0, bounds=(0.5, 9.0))
+        baseline = replace(short, style=style)
+        config = EditConfig("random", method="guide-and-rescale", baseline=baseline)
+        return np.asarray(Editor(whole, config).apply(photo, "a cat", "a dog").latents)
+
+    assert np.abs(latents(True) - latents(False)).max() > 1e-3
 
 
 @pytest.mark.parametrize(
