@@ -26,10 +26,14 @@ from benchmarks.models import architecture_of, weight_shapes
 from benchmarks.random_weights import SIZES
 from ie_jax.cli import run
 from ie_jax.diffusion.schedule import make_schedule
+from ie_jax.editing.by_method import FEW, edit_by
 from ie_jax.errors import UserError
 from ie_jax.methods.guidance import Strength
 from ie_jax.methods.guiders import QUERY_CHUNK, Guider, make_guider
 from ie_jax.methods.inverse_and_edit import Models, edit_images
+from ie_jax.methods.prompt_to_prompt import Edits
+from ie_jax.methods.settings import MethodConfig, numbers_of, size_of
+from ie_jax.methods.table import METHODS, settled
 from ie_jax.models.execution import DType, Execution, Precision, Remat, dtype
 from ie_jax.models.networks import Architecture
 
@@ -47,6 +51,9 @@ GUIDERS = {
 }
 
 
+OURS = "ours"
+
+
 @dataclass(frozen=True)
 class Setting:
     """One edit to compile. The fields are the command's options."""
@@ -59,6 +66,7 @@ class Setting:
     attention: str = "chunked"
     lora: Any = "merge"
     remat: Remat = "none"
+    method: Any = OURS
 
 
 CHOICES: dict[str, Sequence[str]] = {
@@ -68,6 +76,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "attention": ("chunked", "plain", "xla", "flash"),
     "lora": ("merge", "low_rank"),
     "remat": ("none", "block", "call"),
+    "method": (OURS, *METHODS),
 }
 HELP = {
     "size": "pixels of either side",
@@ -78,6 +87,7 @@ HELP = {
     "attention": "the same for attention itself, or a kernel: XLA's, or that for TPUs",
     "lora": "merge a copy of the weights, or add the low-rank path in each layer",
     "remat": "what backward passes compute again: the inside of blocks, or network calls",
+    "method": "ours, or another with its published settings (guiders, energy are ours)",
 }
 
 
@@ -132,6 +142,36 @@ def argument_shapes(setting: Setting, models: Models) -> tuple[Any, ...]:
     )
 
 
+def method_shapes(setting: Setting, models: Models) -> tuple[Any, ...]:
+    """The arguments of `edit_by` after the networks, as shapes."""
+    weights, pixels, source, target, _, schedule, _, match = argument_shapes(setting, models)
+    chosen, (b, length) = settled(setting.method, MethodConfig()), source.shape
+    shape: Any = jax.ShapeDtypeStruct
+    floats = partial(shape, dtype=jnp.float32)
+    steps = FEW if setting.method == "icd" else chosen.steps
+    edits = Edits(
+        matrix=floats((b, 1, length, length)),
+        own=floats((b, 1, length)),
+        equalizer=floats((b, 1, length)),
+        cross=floats((b, 1, steps + 1, length)),
+        self_steps=shape((b, 1, 2), jnp.int32),
+    )
+    numbers = jax.tree.map(lambda x: shape(x.shape, x.dtype), numbers_of(chosen))
+    return (
+        *(weights, pixels, source, target, shape((1, length), jnp.int32)),
+        *(shape((b, 2), jnp.uint32), schedule, (edits, None), numbers, match),
+    )
+
+
+def program_of(setting: Setting, models: Models) -> tuple[Any, tuple[Any, ...]]:
+    """The edit as a function, and the shapes of its arguments."""
+    if setting.method == OURS:
+        return partial(edit_images, models), argument_shapes(setting, models)
+    size = size_of(settled(setting.method, MethodConfig()))
+    edit = partial(edit_by, models, method=METHODS[setting.method].edit, size=size)
+    return edit, method_shapes(setting, models)
+
+
 def device_of(target: str, gpu: Path = H100) -> Any:
     """A device to compile for, which need not be there.
 
@@ -163,7 +203,7 @@ def devices_of(name: str, gpu: Path = H100) -> tuple[str, Sequence[Any]]:
 
 
 def compile_edit(setting: Setting, arch: Architecture, target: str, device: Any) -> Any:
-    """The compiled `edit_images`."""
+    """The compiled edit."""
     models = models_of(setting, arch, BACKENDS[target])
     place = partial(
         jax.tree.map,
@@ -171,8 +211,8 @@ def compile_edit(setting: Setting, arch: Architecture, target: str, device: Any)
             x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(device)
         ),
     )
-    arguments = place(argument_shapes(setting, models))
-    lowered = jax.jit(partial(edit_images, models)).lower(*arguments)
+    edit, shapes = program_of(setting, models)
+    lowered = jax.jit(edit).lower(*place(shapes))
     return lowered.compile(compiler_options=COMPILER_OPTIONS.get(target))
 
 

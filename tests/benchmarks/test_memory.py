@@ -34,6 +34,14 @@ def test_compiles_an_edit_that_fits_no_weights(capsys: pytest.CaptureFixture[str
     assert temporaries > 0
 
 
+@pytest.mark.slow
+def test_compiles_another_method(capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = ("--target", "cpu", "--model", "tiny", "--size", "64", "--method", "icd", "p2p")
+    memory.main(tiny)
+    icd, p2p = (row.split(" | ") for row in capsys.readouterr().out.splitlines()[-2:])
+    assert "icd" in icd and "p2p" in p2p and float(icd[-4]) > 0
+
+
 def test_refuses_a_size_that_the_networks_cannot_take() -> None:
     with pytest.raises(UserError, match="--size 500"):
         memory.main(["--target", "cpu", "--model", "tiny", "--size", "500"])

@@ -179,7 +179,6 @@ def test_settings_of_single_methods(bench: Path, tmp_path: Path) -> None:
         assert problem in refusal("--data", bench, "--settings", path, "--model", "random")
 
 
-@pytest.mark.slow
 def test_two_processes_give_what_one_gives(bench: Path, tmp_path: Path) -> None:
     lines = []
     for i, path in enumerate(sorted((bench / PICTURES).rglob("*.png"))):
