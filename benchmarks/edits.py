@@ -23,7 +23,7 @@ from ie_jax.methods.guiders import make_guider
 from ie_jax.methods.inverse_and_edit import Models, edit_images
 from ie_jax.models.architecture import TextConfig
 from ie_jax.models.execution import DType, Execution, Precision
-from ie_jax.models.networks import Architecture, Tokens, vae_precision
+from ie_jax.models.networks import Architecture, Tokens, vae_precision, whole_picture
 from ie_jax.weights.facts import Facts
 
 SCALES = ((0.0, 20000.0, 20000.0, 20000.0), (0.5,) * 4)
@@ -72,8 +72,8 @@ def inputs_of(arch: Architecture, size: int, batch: int) -> tuple[Any, ...]:
     def tokens() -> Any:
         if arch.text_2 is None:
             return ids(arch.text)
-        whole = np.tile(np.array([size, size, 0, 0, size, size], np.float32), (batch, 1))
-        return Tokens(ids(arch.text), ids(arch.text_2), whole)  # type: ignore[arg-type]
+        sizes = whole_picture(size, size, batch)
+        return Tokens(ids(arch.text), ids(arch.text_2), sizes)  # type: ignore[arg-type]
 
     return (
         rng.integers(0, 256, (batch, size, size, 3), np.uint8),

@@ -18,16 +18,10 @@ from ie_jax.data.pictures import Pictures
 from ie_jax.devices import BATCH, WHOLE, make_mesh, over_devices, place, replicated
 from ie_jax.errors import UserError
 from ie_jax.models.execution import Execution, Precision
-from ie_jax.models.networks import (
-    Networks,
-    Tokens,
-    encode_text,
-    encode_two,
-    vae,
-    vae_precision,
-)
+from ie_jax.models.networks import Networks, encode_captions, vae, vae_precision
 from ie_jax.models.pixels import from_uint8
 from ie_jax.models.tokenizer import tokenize_by
+from ie_jax.models.unet import Conditions
 from ie_jax.weights.folder import Weights
 from ie_jax.weights.load import facts_of_pair_before_loading, load_pipeline
 
@@ -133,12 +127,11 @@ def encoders(networks: Networks, weights: Weights) -> tuple[Encode, Embed]:
         return vae(networks).apply({"params": params}, from_uint8(pixels), method="moments")
 
     def embed(params: Any, ids: jax.Array) -> dict[str, jax.Array]:
-        if networks.architecture.text_2 is None:
-            return {"context": encode_text(networks, params, ids)}
-        # The sizes are told when the latents are used.
-        tokens = Tokens(ids[:, 0], ids[:, 1], jnp.zeros((len(ids), 6)))
-        told = encode_two(networks, params, tokens)
-        return {"context": told.text, "pooled": told.pooled}
+        # No kept embedding depends on the sizes, which are told when the latents are used.
+        told = encode_captions(networks, params, ids, jnp.zeros((len(ids), 6)))
+        if isinstance(told, Conditions):
+            return {"context": told.text, "pooled": told.pooled}
+        return {"context": told}
 
     def placed(function: Any, params: Any) -> Any:
         jitted = jax.jit(over_devices(function, mesh, (WHOLE, BATCH), BATCH))

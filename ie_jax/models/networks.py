@@ -191,6 +191,21 @@ def encode_two(networks: Networks, params: tuple[Any, Any], tokens: Tokens) -> C
     return Conditions(text, pooled, tokens.sizes)
 
 
+def encode_captions(
+    networks: Networks, params: Any, ids: Int[Array, "b *k l"], sizes: Float[Array, "b 6"]
+) -> AnyContext:
+    """Captions to what the UNet is told.
+
+    Args:
+        params: the weights of the text encoder; of SDXL's two, both.
+        ids: (b, l); with two text encoders (b, 2, l), of either tokenizer.
+        sizes: see `Conditions`; SDXL alone reads them.
+    """
+    if networks.architecture.text_2 is None:
+        return encode_text(networks, params, ids)
+    return encode_two(networks, params, Tokens(ids[:, 0], ids[:, 1], sizes))
+
+
 def vae(networks: Networks) -> VAE:
     """The autoencoder, to be applied to its weights."""
     return VAE(networks.architecture.vae, networks.vae_precision, networks.execution)

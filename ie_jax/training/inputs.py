@@ -12,15 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ie_jax.models.execution import dtype
-from ie_jax.models.networks import (
-    Latents,
-    Networks,
-    Tokens,
-    encode_text,
-    encode_two,
-    vae,
-    whole_picture,
-)
+from ie_jax.models.networks import Latents, Networks, encode_captions, vae, whole_picture
 from ie_jax.models.pixels import from_uint8
 from ie_jax.models.unet import AnyContext, Conditions
 
@@ -61,17 +53,14 @@ def context_of(networks: Networks, text: Tree | None, batch: Mapping[str, Array]
     Args:
         text: the weights of the text encoder, of SDXL's two a pair; None where all is cached.
     """
-    number = dtype(networks.precision.output)
-    if networks.architecture.text_2 is None:
-        if "context" in batch:
-            return batch["context"].astype(number)
-        return encode_text(networks, text, batch["ids"])
     height, width, _ = latent_shape(networks, batch)
     factor = networks.architecture.vae.factor
     count = len(batch["context"] if "context" in batch else batch["ids"])
     sizes = jnp.asarray(whole_picture(height * factor, width * factor, count))
-    if "context" in batch:
-        return Conditions(batch["context"].astype(number), batch["pooled"].astype(number), sizes)
-    first, second = jnp.moveaxis(batch["ids"], 1, 0)
-    assert text is not None
-    return encode_two(networks, text, Tokens(first, second, sizes))
+    if "context" not in batch:
+        return encode_captions(networks, text, batch["ids"], sizes)
+    number = dtype(networks.precision.output)
+    context = batch["context"].astype(number)
+    if networks.architecture.text_2 is None:
+        return context
+    return Conditions(context, batch["pooled"].astype(number), sizes)
