@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.harness import Failed, compiled, guarded, matrix_rate, repeated, timed
+from benchmarks.harness import Failed, compiled, guarded, matrix_rate, repeated, timed, traced
 from benchmarks.models import pipeline_of
 from ie_jax.devices import make_mesh
 from ie_jax.editing.config import EditConfig, GuiderConfig
@@ -168,12 +168,10 @@ class OurEdits:
         """A trace of one edit and the compiled program, for the profile folder."""
         program, arguments = self.programs[figure]
         folder = Path(self.task.profile or ".") / figure.name
-        folder.mkdir(parents=True, exist_ok=True)
+        jax.block_until_ready(program(*arguments))
+        traced(folder, program, *arguments)
         with gzip.open(folder / "program.hlo.gz", "wt") as file:
             file.write(program.as_text() or "")
-        jax.block_until_ready(program(*arguments))
-        with jax.profiler.trace(str(folder)):
-            jax.block_until_ready(program(*arguments))
 
     def matrix_rate(self) -> float | None:
         """FLOP/s of a large product in bfloat16."""

@@ -58,6 +58,7 @@ def train_task(task: Task, figure: Figure, remat: str) -> steps.Task:
 TOKENS = {
     "self 64x64": (4096, 4096, 40),
     "text 64x64": (4096, 77, 40),
+    "even text 64x64": (4096, 78, 40),
     "self 32x32": (1024, 1024, 80),
 }
 """Queries, keys and the width of a head at SD1.5's 512 px, 8 heads."""
@@ -250,6 +251,9 @@ def measure(
             if "error" not in facts:
                 facts |= report.wait(training.ask("measure"), f"ours {step.name}")
             report.add(step, "ours", facts)
+            if task.profile and "seconds" in facts:
+                folder = f"{task.profile}/{step.name}"
+                report.wait(training.ask("profile", folder), f"profile {step.name}")
         if ways:
             with Worker(steps.TorchSteps, train_task(task, step, remat)) as other:
                 found = report.wait(other.ask("measure"), f"PyTorch {step.name}")

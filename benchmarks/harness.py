@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ie_jax import __version__
 from ie_jax.errors import UserError
 from ie_jax.files import appearing_whole
 
@@ -159,6 +160,13 @@ def compiled(lowered: Any) -> tuple[Any, dict[str, Any]]:
     }
 
 
+def traced(folder: Path, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a call, and in the folder a trace of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with jax.profiler.trace(str(folder)):
+        return jax.block_until_ready(function(*arguments))
+
+
 def resident_peak() -> int:
     """The most memory of this process, bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
@@ -196,8 +204,8 @@ def leave_accelerator() -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Of what is measured, as far as installed."""
-    found = {}
-    for name in ("ie_jax", "jax", "jaxlib", "torch", "diffusers", "transformers"):
+    found = {"ie_jax": __version__}
+    for name in ("jax", "jaxlib", "torch", "diffusers", "transformers"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

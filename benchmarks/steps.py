@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from benchmarks.harness import compiled, matrix_rate, peak_memory, resident_peak, timed
+from benchmarks.harness import compiled, matrix_rate, peak_memory, resident_peak, say, timed, traced
 from benchmarks.models import RANK, pipeline_of, weight_shapes, widths_of
 from ie_jax.devices import make_mesh
 from ie_jax.models.lpips import lpips_shapes
@@ -171,8 +172,14 @@ class OurSteps:
             jitted = jax.jit(part, donate_argnums=0)
             lowered[name] = jitted.lower(state, self.frozen, given, self.key)
         traced = time.perf_counter() - begin
+
+        def build(name: str) -> tuple[Any, dict[str, Any]]:
+            program, facts = compiled(lowered[name])
+            say(f"  compiled {name} in {facts['compile']:.0f} s")
+            return program, facts
+
         with ThreadPoolExecutor(len(parts) if at_once else 1) as threads:
-            done = dict(zip(parts, threads.map(compiled, lowered.values()), strict=True))
+            done = dict(zip(parts, threads.map(build, parts), strict=True))
         self.programs |= {name: program for name, (program, _) in done.items()}
         return {
             "trace": traced,
@@ -205,6 +212,11 @@ class OurSteps:
         sums = [sum(each) for each in zip(*parts.values(), strict=True)]
         medians = {name: median(seconds) for name, seconds in parts.items()}
         return {"seconds": sums, "parts": medians, "peak": peak_memory()}
+
+    def profile(self, folder: str) -> None:
+        """A trace of each part, once it is warm, in a folder of its name."""
+        for name in self.programs:
+            traced(Path(folder) / name, self.run, name)
 
     def peak(self) -> int:
         """Bytes, the most so far."""

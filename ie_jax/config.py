@@ -11,7 +11,6 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -19,6 +18,7 @@ import docstring_parser
 import pydantic
 import yaml
 
+from ie_jax import __version__
 from ie_jax.errors import UserError
 from ie_jax.files import read_bytes
 
@@ -378,7 +378,7 @@ def parse(
     """
     parser = Parser(description=description, allow_abbrev=False, usage="%(prog)s [options]")
     parser.register("type", "YAML", parse_yaml)
-    parser.add_argument("--version", action="version", version=f"ie_jax {version('ie_jax')}")
+    parser.add_argument("--version", action="version", version=f"ie_jax {__version__}")
     add_options(parser.add_argument_group("this run"), request)
     settings = parser.add_argument_group("settings")
     settings.add_argument("--config", metavar="FILE", help="a YAML file of settings")

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from ie_jax import __version__
 from ie_jax.cli import run
 from ie_jax.config import parse, plain
 from ie_jax.data.images import load_image, preprocess, read_rgb
@@ -338,8 +339,8 @@ def settings(
 
 def versions() -> dict[str, str]:
     """Of what computes."""
-    named = {name: version(name) for name in ("ie_jax", "jax", "jaxlib", "flax")}
-    return named | {"python": platform.python_version()}
+    libraries = {name: version(name) for name in ("jax", "jaxlib", "flax")}
+    return {"ie_jax": __version__, **libraries, "python": platform.python_version()}
 
 
 def main() -> None:
