@@ -13,6 +13,7 @@ Records are as torch has them (NCHW), arrays of ie_jax NHWC until they are compa
 import argparse
 import functools
 import json
+import os
 import re
 import sys
 import warnings
@@ -21,6 +22,10 @@ from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # else tests decide
+    # One arithmetic on all processors: what AVX-512 rounds otherwise, long chains make visible.
+    os.environ["XLA_FLAGS"] = f"--xla_cpu_max_isa=AVX2 {os.environ.get('XLA_FLAGS', '')}"
 
 import jax
 import jax.numpy as jnp

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -92,6 +93,17 @@ def upwards(abar: Levels, steps: int) -> Steps:
     return Steps(t, abar[t], abar[jnp.minimum(t + stride, len(abar) - 1)])
 
 
+def sizes_of(groups: Sequence[GuiderGroup]) -> np.ndarray:
+    """How many energies each group has."""
+    return np.array([len(group.energies) for group in groups])
+
+
+def group_sums(energies: Float[Array, "e b"], groups: Sequence[GuiderGroup]) -> Float[Array, "g b"]:
+    """The sum of each group's energies."""
+    parts = jnp.split(energies, np.cumsum(sizes_of(groups))[:-1])
+    return jnp.stack([jnp.sum(part, axis=0) for part in parts])
+
+
 def guide_and_rescale(
     network: Network,
     z: Latents,
@@ -118,7 +130,6 @@ def guide_and_rescale(
     there = invert(network, z, source, upwards(abar, steps))
     empty = jnp.broadcast_to(empty, source.shape)
     energies = [energy for group in groups for energy in group.energies]
-    ends = [sum(len(group.energies) for group in groups[: i + 1]) for i in range(len(groups))]
 
     def call(z: Latents, t: Array, context: Context) -> tuple[Latents, Out]:
         t = jnp.broadcast_to(t, z.shape[:1])
@@ -146,12 +157,9 @@ def guide_and_rescale(
             return jnp.stack(found), (of_src[0], of_trg[0])
 
         found, pull_back, (eps_src, eps_trg) = jax.vjp(passes, z, has_aux=True)
-        weighted = weight[:, None] * found
-        sums = jnp.stack([jnp.sum(x, axis=0) for x in jnp.split(weighted, ends[:-1])])
+        sums = group_sums(weight[:, None] * found, groups)
         counts = jnp.abs(sums) > NEGLIGIBLE
-        each = jnp.concatenate(
-            [jnp.repeat(counts[i][None], len(g.energies), axis=0) for i, g in enumerate(groups)]
-        )
+        each = jnp.repeat(counts, sizes_of(groups), axis=0)
         (gradient,) = pull_back(jnp.where(each, weight[:, None], 0.0))
         term = per_image(w) * (eps_trg - eps_uncond)
         sizes = norm(gradient), norm(term)

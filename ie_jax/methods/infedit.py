@@ -87,6 +87,18 @@ def timesteps(steps: int, strength: float = 1.0, grid: int = 50, total: int = 10
     return chosen[steps - int(steps * strength) :]
 
 
+def of_self(q: Heads, k: Keys, v: Keys, early: Bool[Array, ""], plain: Any) -> Heads:
+    """Self-attention of the branches. Early all have the source's maps; later the mutual branch has
+    the target's queries on the source's keys and values."""
+    (qs, qt, _), (ks, kt, _), (vs, vt, _) = (grouped(x, 3) for x in (q, k, v))
+    qt, kt = jnp.where(early, qs, qt), jnp.where(early, ks, kt)
+    return plain(
+        jnp.concatenate([qs, qt, qt]),
+        jnp.concatenate([ks, kt, ks]),
+        jnp.concatenate([vs, vt, vs]),
+    )
+
+
 def control_of(
     branches: Branches,
     share: Float[Array, ""],
@@ -103,17 +115,6 @@ def control_of(
     """
     early = branches.self_steps > share
     late_cross = branches.cross_steps < share
-
-    def of_self(q: Heads, k: Keys, v: Keys, plain: Any) -> Heads:
-        """Early all have the source's maps; later the mutual branch has the target's queries on
-        the source's keys and values."""
-        (qs, qt, _), (ks, kt, _), (vs, vt, _) = (grouped(x, 3) for x in (q, k, v))
-        qt, kt = jnp.where(early, qs, qt), jnp.where(early, ks, kt)
-        return plain(
-            jnp.concatenate([qs, qt, qt]),
-            jnp.concatenate([ks, kt, ks]),
-            jnp.concatenate([vs, vt, vs]),
-        )
 
     def of_text(q: Heads, k: Keys, v: Keys) -> tuple[Heads, Array, Any]:
         maps = grouped(probabilities(q, k), 3)
@@ -143,12 +144,29 @@ def control_of(
             if site.number in probe:
                 seen[f"maps {site.number}"] = maps
         else:
-            y = jnp.concatenate([of_self(q1, k1, v1, plain), of_self(q2, k2, v2, plain)])
+            y = jnp.concatenate(
+                [of_self(q1, k1, v1, early, plain), of_self(q2, k2, v2, early, plain)]
+            )
         if site.number in probe:
             seen[f"output {site.number}"] = y
         return y, seen or None
 
     return control
+
+
+def virtual_inversion(
+    z: Float[Array, "3 b h w c"],
+    z0: Latents,
+    eps: Float[Array, "3 b h w c"],
+    alpha: Float[Array, ""],
+    sigma: Float[Array, ""],
+) -> tuple[Float[Array, "3 b h w c"], Float[Array, "3 b h w c"]]:
+    """Clean latents and noise of the branches at a step, in place of what the network finds: the
+    source's are the picture's own, those of the others as far from them as the network finds."""
+    noise = (z[0] - alpha * z0) / sigma
+    clean = z0[None] + ((z - z[:1]) - sigma * (eps - eps[:1])) / alpha
+    moved = eps - eps[:1] + noise[None]
+    return clean.at[0].set(z0), moved.at[0].set(moved[2])
 
 
 def infedit(
@@ -199,10 +217,7 @@ def infedit(
         eps6 = eps6.astype(jnp.float32)
         eps_u, eps_c = (grouped(x, 3) for x in jnp.split(eps6, 2))
         eps = eps_u + w[:, :, None, None, None] * (eps_c - eps_u)
-        consistent = (z[0] - alpha[t] * z0) / sigma[t]
-        clean = z0[None] + ((z - z[:1]) - sigma[t] * (eps - eps[:1])) / alpha[t]
-        moved = eps - eps[:1] + consistent[None]
-        clean, moved = clean.at[0].set(z0), moved.at[0].set(moved[2])
+        clean, moved = virtual_inversion(z, z0, eps, alpha[t], sigma[t])
         kept = jnp.sqrt(sigma[p] ** 2 * (1 - eta))
         after = alpha[p] * clean + kept * moved + jnp.sqrt(eta) * sigma[p] * drawn[None]
         source, target, mutual = after

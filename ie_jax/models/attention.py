@@ -22,12 +22,16 @@ TPU_BLOCK, TPU_LANES, TPU_LARGEST = 128, 128, 512
 """Tokens of the TPU kernel's smallest block, width of its registers, and tokens of its largest."""
 
 
+Place = Literal["down", "mid", "up"]
+"""The halves of a UNet, and what lies between."""
+
+
 class Site(NamedTuple):
     """An attention layer of the UNet."""
 
     number: int
     """In order of execution; even ones are self-attention, odd ones cross-attention."""
-    place: Literal["down", "mid", "up"]
+    place: Place
 
     @property
     def is_cross(self) -> bool:

@@ -25,6 +25,7 @@ from ie_jax.models.attention import (
     Control,
     Heads,
     Keys,
+    Place,
     Site,
     attend,
     attention,
@@ -287,7 +288,7 @@ class UNetBlock(nn.Module):
     A down block pushes every output on `skips`; an up block takes one off per ResNet.
     """
 
-    kind: Literal["down", "mid", "up"]
+    kind: Place
     features: int
     heads: int
     layers: int
@@ -388,49 +389,31 @@ class UNet(nn.Module):
             eps with the shape of z, and what `collect` asks for (see `Out`).
         """
         config, precision = self.config, self.precision
-        compute = dtype(precision.compute)
-        widths, depth = config.block_out_channels, len(config.block_out_channels)
-        layers = [
+        depth = len(config.block_out_channels)
+        down_layers = [
             n if a else 0
             for n, a in zip(config.transformer_layers, config.down_attention, strict=True)
         ]
-
         taps: list[Any] = []
-
-        def block(kind: Any, level: int, layers: int, resample: bool, name: str) -> UNetBlock:
-            return UNetBlock(
-                kind,
-                widths[level],
-                config.heads[level],
-                layers,
-                resample,
-                config,
-                precision,
-                self.execution,
-                "maps" in self.collect,
-                self.control,
-                2 * len(taps),
-                name=name,
-            )
-
         time, context = self.told(t, w, context)
-        context = context.astype(compute)
-        x = checkpoint_name(Conv(widths[0], precision=precision, name="conv_in")(z), BLOCK)
+        context = context.astype(dtype(precision.compute))
+        first = config.block_out_channels[0]
+        x = checkpoint_name(Conv(first, precision=precision, name="conv_in")(z), BLOCK)
         skips: tuple[Array, ...] = (x,)
         features: dict[str, Array | None] = {}
         for i in range(depth):
-            down = block("down", i, layers[i], i < depth - 1, f"down_blocks_{i}")
+            down = self.block("down", i, down_layers[i], i < depth - 1, len(taps))
             x, skips, tap, second = down(x, skips, time, context)
             taps += tap
             if i == 1:
                 features["down"] = second
-        mid = block("mid", depth - 1, config.transformer_layers[-1], False, "mid_block")
+        mid = self.block("mid", depth - 1, config.transformer_layers[-1], False, len(taps))
         x, skips, tap, _ = mid(x, skips, time, context)
         taps += tap
         features["mid"] = x
         for i in range(depth):
             level = depth - 1 - i
-            up = block("up", level, layers[level], i < depth - 1, f"up_blocks_{i}")
+            up = self.block("up", level, down_layers[level], i < depth - 1, len(taps))
             x, skips, tap, second = up(x, skips, time, context)
             taps += tap
             if i == 1:
@@ -441,6 +424,28 @@ class UNet(nn.Module):
         features["norm"] = x
         eps = Conv(config.out_channels, precision=precision, name="conv_out")(nn.silu(x))
         return eps.astype(dtype(precision.output)), self.seen(features, taps)
+
+    @nn.nowrap
+    def block(
+        self, kind: Place, level: int, layers: int, resample: bool, transformers: int
+    ) -> UNetBlock:
+        """A block of a level, 0 the finest, behind so many transformer layers."""
+        config = self.config
+        number = len(config.block_out_channels) - 1 - level if kind == "up" else level
+        return UNetBlock(
+            kind,
+            config.block_out_channels[level],
+            config.heads[level],
+            layers,
+            resample,
+            config,
+            self.precision,
+            self.execution,
+            "maps" in self.collect,
+            self.control,
+            2 * transformers,
+            name="mid_block" if kind == "mid" else f"{kind}_blocks_{number}",
+        )
 
     @nn.nowrap
     def told(

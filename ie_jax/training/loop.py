@@ -135,11 +135,6 @@ def train(
 ) -> State:
     """Train to `plan.steps`, from the newest sound checkpoint in `folder` if there is one.
 
-    At each step, in this order: evaluate, save, next batch, step. Validation is due at step 0 and
-    then at intervals. A checkpoint is due at step 0 (so that a full disk shows early), at
-    intervals, at each new best and at the end. The device never waits for metrics: those of a step
-    are read when the next one was dispatched.
-
     SIGTERM and SIGINT end the run after the step, with a checkpoint; a second signal ends it at
     once. One that comes while the step is compiled ends the run before it.
 
@@ -185,14 +180,7 @@ def train(
             stack.callback(trainer.journal.close)
         stop = trainer.stop = stack.enter_context(Stop())
         try:
-            while True:
-                stopping = stop.asked(trainer.step)
-                if not stopping:
-                    trainer.evaluate_if_due()
-                trainer.save_if_due(stopping)
-                if stopping or trainer.step >= plan.steps:
-                    break
-                trainer.advance(trainer.next_batch())
+            stopping = trainer.run()
         except NotFinite as failure:
             trainer.fail(failure)
         except Asked:
@@ -267,6 +255,23 @@ class Trainer:
             self.progress = Progress(**facts["progress"])
             self.key_data = np.asarray(facts["key"], self.key_data.dtype)
         self.key = place(self.key_data, replicated(self.mesh))
+
+    def run(self) -> bool:
+        """To the last step, or until a signal asks to stop. Returns whether one did.
+
+        At each step, in this order: evaluate, save, next batch, step. Validation is due at step 0
+        and then at intervals. A checkpoint is due at step 0 (so that a full disk shows early), at
+        intervals, at each new best and at the end. The device never waits for metrics: those of a
+        step are read when the next one was dispatched.
+        """
+        while True:
+            stopping = self.stop.asked(self.step)
+            if not stopping:
+                self.evaluate_if_due()
+            self.save_if_due(stopping)
+            if stopping or self.step >= self.plan.steps:
+                return stopping
+            self.advance(self.next_batch())
 
     def evaluate_if_due(self) -> None:
         """Validate before the first step and at intervals; export a new best."""
