@@ -77,6 +77,24 @@ def load_image(path: str | os.PathLike[str], size: int, fit: Fit = "crop") -> np
         raise UserError(f"{path}: {error}") from None
 
 
+def resized(picture: np.ndarray, shape: tuple[int, ...], smooth: bool = True) -> np.ndarray:
+    """A picture of that height and width, by Pillow; as it is if it has them.
+
+    Pillow 13 takes the axes in another order than those before it where the height shrinks by far
+    the most, and rounds in between. Here the order is that of 13, whichever is installed.
+
+    Args:
+        picture: uint8 (h, w, 3).
+        smooth: bicubic; else bilinear.
+    """
+    (h, w), (height, width) = picture.shape[:2], shape[:2]
+    how = Image.Resampling.BICUBIC if smooth else Image.Resampling.BILINEAR
+    image = Image.fromarray(picture)
+    if h - height > max(0, 2 * (w - width)):
+        image = image.resize((w, height), how)
+    return np.asarray(image.resize((width, height), how))
+
+
 def preprocess(image: np.ndarray, size: int, fit: Fit = "crop") -> np.ndarray:
     """Crop and resize (bicubic) uint8 RGB (h, w, 3) for the models.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ie_jax.data.images import read_rgb
+from ie_jax.data.images import read_rgb, resized
 from ie_jax.data.sources import coco_csv
 from ie_jax.errors import UserError
 from ie_jax.evaluation.metrics.networks import centre, scaled
@@ -99,6 +99,5 @@ def prepared_photo(path: Path, size: int) -> np.ndarray:
         UserError: it cannot be read.
     """
     pixels: Any = read_rgb(path, str(path))
-    height, width = scaled(pixels.shape, size)
-    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized)[centre((height, width), size, rounded=True)]
+    shape = scaled(pixels.shape, size)
+    return resized(pixels, shape, smooth=False)[centre(shape, size, rounded=True)]

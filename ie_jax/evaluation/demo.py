@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ie_jax.cli import run
 from ie_jax.config import parse
+from ie_jax.data.images import resized
 from ie_jax.data.panels import side_by_side
 from ie_jax.data.world import EDITS, Edit, caption, draw_edit, draw_scene, possible, render
 from ie_jax.editing.config import EditConfig
@@ -77,8 +77,7 @@ def decibels(one: np.ndarray, other: np.ndarray, where: np.ndarray | None = None
 def enlarged(picture: np.ndarray) -> np.ndarray:
     """A picture several times as large, smooth as a screen would show it."""
     height, width = picture.shape[:2]
-    size = (width * ZOOM, height * ZOOM)
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+    return resized(picture, (height * ZOOM, width * ZOOM))
 
 
 def line(fact: Mapping[str, Any], pictures: Sequence[np.ndarray]) -> np.ndarray:

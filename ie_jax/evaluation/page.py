@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image
 
 from ie_jax.config import plain
-from ie_jax.data.images import read_rgb
+from ie_jax.data.images import read_rgb, resized
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.many import output_paths
 from ie_jax.evaluation import plots
 from ie_jax.evaluation.report import environment, sheet
-from ie_jax.evaluation.runner import Case, Line, lines_of, resized, write
+from ie_jax.evaluation.runner import Case, Line, lines_of, write
 from ie_jax.evaluation.tables import BESIDE, NOTE, Row, beside_paper, cell, gains, wide
 
 DONE = ("world_success", "clip_score_edited", "clip_score_target", "clip_l14", "clip_b32")

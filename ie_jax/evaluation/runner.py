@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from ie_jax.config import build, plain
-from ie_jax.data.images import load_image, read_rgb
+from ie_jax.data.images import load_image, read_rgb, resized
 from ie_jax.data.masks import white
 from ie_jax.editing.command import versions
 from ie_jax.editing.editor import Editor
@@ -213,14 +212,6 @@ def load_picture(run: Run, path: str, size: int) -> np.ndarray:
     if run.side is None:
         return run.load(path, size)
     return resized(read_rgb(Path(path), path), (run.side, run.side))
-
-
-def resized(picture: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A picture of that height and width, by Pillow (bicubic) where it has others."""
-    if picture.shape[:2] == shape:
-        return picture
-    size = shape[1], shape[0]
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
 
 
 # --- Lines ---------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from ie_jax.data.colours import srgb
-from ie_jax.data.images import MAX_SIDE, Fit, load_image, preprocess, read_rgb
+from ie_jax.data.images import MAX_SIDE, Fit, load_image, preprocess, read_rgb, resized
 from ie_jax.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -569,3 +569,19 @@ def test_threads_read_pictures_without_touching_other_warnings(tmp_path: Path) -
         assert all((image == noise(64, 64)).all() for image in read)
     with pytest.warns(UserWarning, match="still shown"):
         warnings.warn("still shown", stacklevel=1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "to", "height_first"),
+    [((288, 192), (224, 224), True), ((213, 320), (224, 224), False), ((90, 40), (30, 20), True)],
+)
+def test_resizes_in_one_order_with_any_pillow(
+    shape: tuple[int, int], to: tuple[int, int], height_first: bool
+) -> None:
+    picture, (h, w), (height, width) = noise(*shape), shape, to
+    between = (w, height) if height_first else (width, h)
+    how = Image.Resampling.BICUBIC
+    expected = np.asarray(
+        Image.fromarray(picture).resize(between, how).resize((width, height), how)
+    )
+    assert np.array_equal(resized(picture, to), expected)

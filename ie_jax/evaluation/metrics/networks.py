@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from ie_jax.data.images import resized
 from ie_jax.errors import UserError
 from ie_jax.weights.formats import need_torch
 
@@ -156,9 +156,8 @@ def prepared(
     Returns:
         float32 (3, 224, 224).
     """
-    height, width = scaled(picture.shape, short)
-    resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
-    square = np.asarray(resized)[centre((height, width), rounded=rounded)]
+    shape = scaled(picture.shape, short)
+    square = resized(picture, shape)[centre(shape, rounded=rounded)]
     normal: np.ndarray = ((square / 255 - mean) / std).astype(np.float32).transpose(2, 0, 1)
     return normal
 

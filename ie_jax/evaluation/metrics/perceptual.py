@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
+from ie_jax.data.images import resized
 from ie_jax.errors import UserError
 from ie_jax.models.lpips import per_layer
 from ie_jax.models.pixels import from_uint8
@@ -44,8 +44,5 @@ def lpips(params: Mapping[str, Any], one: np.ndarray, other: np.ndarray) -> floa
 
 def lpips_small(params: Mapping[str, Any], one: np.ndarray, other: np.ndarray) -> float:
     """The same as iCD measures it: both squashed to 224 x 224 by Pillow."""
-
-    def small(x: np.ndarray) -> np.ndarray:
-        return np.asarray(Image.fromarray(x).resize((224, 224), Image.Resampling.BICUBIC))
-
-    return lpips(params, small(one), small(other))
+    small = [resized(x, (224, 224)) for x in (one, other)]
+    return lpips(params, *small)
