@@ -94,8 +94,9 @@ class EditConfig:
     """Timesteps between the segments, rising. None: those the model was trained for."""
     start_timestep: int | None = None
     """Where inversion starts: 0 or 19. None: as the model was trained."""
-    start_noise: bool = True
-    """Add noise at the start of inversion, as published."""
+    start_noise: bool | None = None
+    """Add noise at the start of inversion. None: as the model was trained; the published ones
+    with."""
     cfg_schedule: tuple[float, ...] | None = None
     """Guidance scale w of each generation step. None: what suits the model, as its files tell:
     0, 7, 11, 19 for the published ones; 0, 1, 1, 1 for the embedded world's."""

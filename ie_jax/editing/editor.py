@@ -523,9 +523,10 @@ def schedule_of(
         UserError: they do not fit each other.
     """
     start = facts.start_timestep if config.start_timestep is None else config.start_timestep
+    noise = facts.start_noise if config.start_noise is None else config.start_noise
     boundaries = config.boundaries or facts.boundaries
     guidance = config.cfg_schedule or facts.guidance
-    schedule = make_schedule(boundaries, start, guidance, config.start_noise, betas)
+    schedule = make_schedule(boundaries, start, guidance, noise, betas)
     config.scales(schedule.steps)
     return schedule
 

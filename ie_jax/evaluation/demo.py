@@ -50,7 +50,6 @@ class DemoConfig:
             guiders=GUIDERS,
             noise_rescaling_setup=RESCALING,
             match_statistics=False,
-            start_noise=False,
             execution=Execution(optimise=False),
         )
     )

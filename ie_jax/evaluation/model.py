@@ -23,7 +23,7 @@ from ie_jax.models.lpips import lpips
 from ie_jax.models.networks import denoiser, encode_text
 from ie_jax.models.pixels import Pixels, from_uint8
 from ie_jax.weights import embedded
-from ie_jax.weights.facts import Facts
+from ie_jax.weights.facts import Facts, facts_of
 from ie_jax.weights.folder import Weights
 from ie_jax.weights.judges import CLASSIFIER, PERCEPTUAL, load_classifier, load_lpips
 from ie_jax.weights.layout import PARTS
@@ -58,6 +58,8 @@ class Model:
     """File name of each."""
     facts: Facts
     """What iCD's pair was trained for."""
+    starts: Mapping[str, tuple[int, bool]]
+    """Where inversion starts by each forward model, and whether with noise."""
     perceptual: Any
     """The network of the perceptual distance."""
     classifier: Any
@@ -70,16 +72,13 @@ class Model:
     @property
     def published(self) -> dict[str, Pair]:
         """The two methods with the start that each was trained for."""
-        return {
-            ICD: Pair(ICD, self.facts.start_timestep, True),
-            OURS: Pair(OURS, 0, False),
-        }
+        return {name: Pair(name, *self.starts[name]) for name in (ICD, OURS)}
 
     @property
     def pairs(self) -> list[Pair]:
         """All that are reconstructed with."""
-        others = [(name, 0) for name in self.forwards if name != ICD]
-        starts = [(ICD, self.facts.start_timestep), (ICD, 0), *others]
+        own = [(name, start) for name, (start, _) in self.starts.items()]
+        starts = [own[0], (ICD, 0), *own[1:]]
         return [Pair(*at, noise) for at in dict.fromkeys(starts) for noise in (True, False)]
 
     def weights(self, method: str) -> Weights:
@@ -147,8 +146,10 @@ def load_model(name: str, config: EditConfig) -> Model:
         ).forward
         for method, file in files.items()
     }
+    facts = {name: facts_of(folder / file, folder / backward) for name, file in files.items()}
+    starts = {name: (x.start_timestep, x.start_noise) for name, x in facts.items()}
     judges = (jax.tree.map(jnp.asarray, x) for x in (perceptual, classifier))
-    return Model(plain, guided, forwards, files, pipeline.facts, *judges)
+    return Model(plain, guided, forwards, files, pipeline.facts, starts, *judges)
 
 
 def invert(

@@ -32,6 +32,8 @@ class Facts:
     """Whether it makes a picture in a few steps."""
     texts: int = 1
     """How many text encoders it has: two are SDXL's."""
+    start_noise: bool = True
+    """Whether inversion starts from a latent with noise, as published edits do."""
 
 
 def sdxl_guidance(boundaries: tuple[int, ...]) -> tuple[float, ...]:
@@ -44,13 +46,14 @@ def as_metadata(facts: Facts) -> dict[str, str]:
     """Facts as texts for the header of a LoRA file, from which `facts_of` reads them."""
     return {
         "start_timestep": str(facts.start_timestep),
+        "start_noise": str(int(facts.start_noise)),
         "boundaries": " ".join(map(str, facts.boundaries)),
         "guidance": " ".join(f"{w:g}" for w in facts.guidance),
     }
 
 
 def facts_of(forward: Path, backward: Path, texts: int = 1) -> Facts:
-    """What the files of a pair tell: the start is the forward model's, all else the backward's.
+    """What the files of a pair tell: of the start the forward model's, all else the backward's.
 
     Headers go before names; what neither tells is the paper's. Published names end in the timesteps
     before each step: `forward_19_259_519_779`, `reverse_259_519_779_999`. A forward model without
@@ -62,8 +65,8 @@ def facts_of(forward: Path, backward: Path, texts: int = 1) -> Facts:
     Raises:
         UserError: a file is damaged.
     """
-    told, default = header(backward), Facts()
-    start = header(forward).get("start_timestep") or timesteps(forward) or (0,)
+    told, started, default = header(backward), header(forward), Facts()
+    start = started.get("start_timestep") or timesteps(forward) or (0,)
     boundaries = told.get("boundaries") or timesteps(backward) or default.boundaries
     boundaries = tuple(map(int, boundaries))
     guidance = default.guidance if texts == 1 else sdxl_guidance(boundaries)
@@ -73,6 +76,7 @@ def facts_of(forward: Path, backward: Path, texts: int = 1) -> Facts:
         told.get("guidance", guidance),
         words(backward).get("data", default.data),
         texts=texts,
+        start_noise=bool(started.get("start_noise", (True,))[0]),
     )
 
 

@@ -184,7 +184,8 @@ def with_own_forward(facts: Facts, path: Path) -> Facts:
             f"model's {list(facts.boundaries)}" + (f": take --model {model}" if model else "")
         )
     # Without a word of it, what this program trains starts at 0.
-    return replace(facts, start_timestep=facts_of(path, path).start_timestep)
+    own = facts_of(path, path)
+    return replace(facts, start_timestep=own.start_timestep, start_noise=own.start_noise)
 
 
 def facts_before_loading(

@@ -18,6 +18,7 @@ from ie_jax.evaluation.__main__ import evaluation
 from ie_jax.evaluation.world import WorldConfig, all_edits, one_edit_each, trade_off_points
 from ie_jax.models.lora import lora_shapes
 from ie_jax.models.shapes import draw
+from ie_jax.weights.facts import Facts, as_metadata
 from ie_jax.weights.folder import read_blueprint, shapes, write_parts
 from ie_jax.weights.judges import classifier_shapes, random_lpips, save_classifier, save_lpips
 from ie_jax.weights.layout import PARTS, PIPELINE, Part
@@ -40,6 +41,8 @@ TINY: dict[str, dict[str, Any]] = {
 """What makes the model still smaller than the random one."""
 ABLATION = "ablation-l2-forward.safetensors"
 """Beside the model's own forward LoRAs."""
+OWN_START = 9
+"""Where the fine-tuned one's inversion starts."""
 SMALL = (
     *("--scenes", str(SCENES), "--seed", "1003", "--batch-size", "3", "--quiet"),
     *("--ddim-steps", "2", "--sweep-scenes", "3", "--sweep-batch", "3"),
@@ -73,6 +76,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parts |= {name: random_lora(base, 9 + i) for i, name in enumerate(loras)}
     folder = root / "model"
     write_parts(folder, plan, parts, {})
+    told = as_metadata(Facts(OWN_START, start_noise=False))
+    write_lora(folder / PARTS["fine_tuned"], parts["fine_tuned"], metadata=told)
     write_lora(folder / ABLATION, random_lora(base, 20), metadata={})
     save_lpips(folder / "perceptual.safetensors", random_lpips(0, (4, 4, 4, 4, 4)))
     classifier = draw(classifier_shapes((4, 4), (1, 1)), 3)
@@ -138,7 +143,8 @@ def test_rows_of_the_reconstruction_table(results: dict[str, Any]) -> None:
         ("autoencoder", None, None),
         ("DDIM", None, None),
         *((name, t, noise) for name, t in (("iCD", 19), ("iCD", 0)) for noise in (True, False)),
-        *((name, 0, noise) for name in ("ours", "ablation: l2") for noise in (True, False)),
+        *(("ours", OWN_START, noise) for noise in (True, False)),
+        *(("ablation: l2", 0, noise) for noise in (True, False)),
     ]
     for row in results["reconstruction"]:
         assert row["psnr"]["count"] == SCENES
@@ -155,7 +161,7 @@ def test_rows_of_the_edit_table(results: dict[str, Any]) -> None:
     kinds = {kind: n for kind, n in counts.items() if n} | {"all": sum(counts.values())}
     ways = [
         *(("iCD", guided, 19, True) for guided in (False, True)),
-        *(("ours", guided, 0, False) for guided in (False, True)),
+        *(("ours", guided, OWN_START, False) for guided in (False, True)),
     ]
     keys = ("method", "guided", "start_timestep", "start_noise")
     for way in ways:

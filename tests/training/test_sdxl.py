@@ -52,6 +52,7 @@ def test_a_killed_run_equals_an_uninterrupted_one_and_its_lora_edits(
     file = tmp_path / "whole" / "forward_lora.safetensors"
     assert read_metadata(file).items() >= {
         ("start_timestep", "0"),
+        ("start_noise", "0"),
         ("boundaries", "249 499 699 999"),
         ("guidance", "0 7 7 7"),
     }

@@ -66,7 +66,7 @@ def test_the_grids() -> None:
     """Known from names, whether or not the files are there."""
     boundaries = (259, 519, 779, 999)
     for model, forward, start in (
-        ("world", None, 0),
+        ("world", None, 19),
         ("world-icd", None, 19),
         ("world", OTHERS[1], 9),
     ):

@@ -95,7 +95,7 @@ class CycleConfig:
     guidance: float = 0.0
     """w of the cycle's generation from its second step on."""
     start_noise: bool = False
-    """Noise the latent at the start of the cycle's inversion, as editing does by default."""
+    """Noise the latent at the start of the cycle's inversion, as published edits do."""
     start_timestep: int = 0
     """Where the cycle's inversion starts."""
     boundaries: tuple[int, ...] = BOUNDARIES
@@ -349,7 +349,12 @@ def build(run: RunConfig, config: CycleConfig, offline: bool, progress: bool) ->
     if config.distance == "lpips" and config.cycle_weight and perceptual is None:
         raise UserError("cycle.distance lpips needs weights: name them in perceptual")
     source = folder_of(run.model)
-    own = replace(facts, start_timestep=config.start_timestep, boundaries=config.boundaries)
+    own = replace(
+        facts,
+        start_timestep=config.start_timestep,
+        start_noise=config.start_noise,
+        boundaries=config.boundaries,
+    )
 
     def export(folder: Path, state: State, best: bool, held_out: Batches) -> None:
         suffix = "_best" if best else ""
