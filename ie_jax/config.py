@@ -272,7 +272,7 @@ def is_sequence(annotation: Any) -> bool:
 
 def words(annotation: Any) -> dict[str, Any]:
     """How argparse reads the words of a field's option."""
-    if annotation is bool:
+    if annotation in (bool, bool | None):
         return {"action": argparse.BooleanOptionalAction}
     several = {"nargs": "+"} if is_sequence(annotation) else {}
     if annotation in TEXTS:
