@@ -40,9 +40,13 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 """Without them XLA runs a compiler of its own for each of thousands of fused operations."""
+# One arithmetic on all processors: what AVX-512 rounds otherwise, long chains make visible.
+FLAGS = ["--xla_cpu_max_isa=AVX2"]
 # XLA ends a process that names a flag which it does not know, and later ones know no such flag.
-if version("jaxlib").startswith("0.10.") and QUICK not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
+FLAGS += [QUICK] if version("jaxlib").startswith("0.10.") else []
+for flag in FLAGS:
+    if flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled()))
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 << 30))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
