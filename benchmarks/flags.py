@@ -13,9 +13,12 @@ import time
 from collections.abc import Sequence
 
 from benchmarks import harness
-from benchmarks.edits import Figure, OurEdits, Task
+from benchmarks.edits import EDITS, OurEdits, Task
+from benchmarks.gpu import FIGURES
 from benchmarks.harness import Worker, say, shown
 from ie_jax.cli import run
+
+CHOICES = {x.name: x for x in FIGURES if x.kind in EDITS}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -25,7 +28,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--flags", nargs="+", required=True, help="sets; the first is the yardstick"
     )
-    parser.add_argument("--figure", choices=("plain-1", "guided-1", "plain-8"), default="plain-1")
+    parser.add_argument("--figure", choices=CHOICES, default="plain-1")
     parser.add_argument("--model", default="random-sd15", help="random-sd15 or random-tiny")
     parser.add_argument("--cache", help="a folder that keeps compiled programs")
     return harness.positive(parser.parse_args(argv), "minutes")
@@ -37,8 +40,7 @@ def main(argv: Sequence[str]) -> None:
     deadline = time.monotonic() + 60 * options.minutes
     harness.prepare(options.cache, bind=False)
     given = os.environ.get("XLA_FLAGS", "")
-    kind, _, batch = options.figure.rpartition("-")
-    figure = Figure(kind, int(batch))
+    figure = CHOICES[options.figure]
     workers, compiling = {}, {}
     for flags in options.flags:
         os.environ["XLA_FLAGS"] = " ".join([given, *(f"--{flag}" for flag in flags.split())])
