@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -18,7 +20,7 @@ from ie_jax.errors import UserError
 from ie_jax.models.networks import Latents, Networks, denoiser, encode_text
 from ie_jax.models.pixels import to_uint8
 from ie_jax.models.shapes import draw, text_encoder_shapes, unet_shapes
-from ie_jax.models.unet import Context
+from ie_jax.models.unet import Context, guidance_embedding
 from ie_jax.training.config import RunConfig
 from ie_jax.training.inputs import decoded, latent_shape, latents_of
 from ie_jax.training.losses import squared
@@ -33,6 +35,7 @@ from ie_jax.training.recipe import (
 )
 from ie_jax.training.stage import Metrics, Stage, Tree
 from ie_jax.weights.folder import read_blueprint, read_parts, unguided
+from ie_jax.weights.layout import PARTS
 
 
 @dataclass(frozen=True)
@@ -166,19 +169,35 @@ def errors_and_samples(
     return {"mse": mse}, {"source": batch["pixels"], "sample": to_uint8(sample)}
 
 
+def trained(folder: Path) -> Tree:
+    """The denoiser of a model folder and its text encoder. Where only the UNet after guidance
+    distillation is there, as in published models: that one, held at w = 0."""
+    if (folder / PARTS["denoiser"]).is_file():
+        return read_parts(folder, ["denoiser", "text_encoder"])
+    parts = read_parts(folder, ["unet", "text_encoder"])
+    unet = parts["unet"]
+    embedding = dict(unet["time_embedding"])
+    projection, first = embedding.pop("cond_proj")["kernel"], embedding["linear_1"]
+    # What w = 0 adds to the first layer's input becomes part of its bias.
+    zero = np.asarray(guidance_embedding(jnp.zeros(1), len(projection)))[0]
+    bias = first["bias"] + zero @ projection @ first["kernel"]
+    plain = unet | {"time_embedding": embedding | {"linear_1": first | {"bias": bias}}}
+    return {"denoiser": plain, "text_encoder": parts["text_encoder"]}
+
+
 def build(run: RunConfig, config: DenoiserConfig, offline: bool, progress: bool) -> Recipe:
     """Trains {"denoiser", "text_encoder"} on the autoencoder's latents, without guidance."""
     folder = model_folder(run, "denoiser")
     blueprint, parts = read_blueprint(folder), read_parts(folder, ["vae"])
     arch = unguided(blueprint.architecture)
-    params: Tree
-    if run.start == "model":
-        params = read_parts(folder, ["denoiser", "text_encoder"])
-    else:
-        params = {
+    params = (
+        trained(folder)
+        if run.start == "model"
+        else {
             "denoiser": draw(unet_shapes(arch.unet), run.seed),
             "text_encoder": draw(text_encoder_shapes(arch.text), run.seed + 1),
         }
+    )
     networks = networks_of(run, arch)
     return Recipe(
         Stage(
