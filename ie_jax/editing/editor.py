@@ -348,6 +348,12 @@ class Editor:
         )
         return self.result(self.programs["edit"](self.weights, inversion, *arguments))
 
+    def prepare(self, inversion: Inversion, prompts: str | Sequence[str], **others: Any) -> None:
+        """Compile what `edit` runs with arguments like these, and do not run it."""
+        b, height, width, _ = inversion.pixels.shape
+        arguments = self.edit_arguments(b, (height, width), prompts, **others)
+        self.programs["edit"].prepare(self.weights, inversion, *arguments)
+
     def edit_each(
         self, inversion: Inversion, prompts: Sequence[str], strength: Any = None, **others: Any
     ) -> EditResult:

@@ -91,7 +91,6 @@ class Studio:
             UserError: it cannot be had.
         """
         self.lock = threading.Lock()
-        self.waiting = 0
         self.stages = Stages(quiet=not progress)
         self.plain = Editor.from_pretrained(
             config=replace(config, guiders=()),
@@ -114,15 +113,11 @@ class Studio:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Have the model alone, before what is only prepared."""
+        """Have the model alone."""
         if self.lock.locked():
-            say("wait: the model is being prepared")
-        self.waiting += 1
-        try:
-            with self.lock:
-                yield
-        finally:
-            self.waiting -= 1
+            say("wait: the model works for someone else")
+        with self.lock:
+            yield
 
     @property
     def guidance(self) -> tuple[float, ...]:
@@ -186,16 +181,15 @@ class Studio:
         return np.array([factors[g.name] * np.array(g.scales(steps)) for g in self.guiders])
 
     def warm(self) -> None:
-        """Compile what edits need, before someone waits for it; who comes meanwhile goes first."""
+        """Compile what edits need, before someone waits for it. Who comes meanwhile need not wait,
+        unless for what is being compiled."""
         size = self.plain.size
         pixels = np.full((size, size, 3), 128, np.uint8)
         with self.lock:
             inversion = self.plain.invert(pixels, "warm")
-        for editor, mask in ((self.plain, None), (self.plain, AUTO), (self.guided, None)):
-            while self.waiting:
-                time.sleep(0.1)
-            with self.lock:
-                editor.edit(inversion, "warm", strength=1.0, mask=mask)
+        for mask in (None, AUTO):
+            for editor in (self.plain, self.guided):
+                editor.prepare(inversion, "warm", strength=1.0, mask=mask)
 
 
 def say(line: str) -> None:

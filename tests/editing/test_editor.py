@@ -455,6 +455,30 @@ def test_an_interruption_is_heard_while_a_program_compiles() -> None:
     assert time.monotonic() - start < 1.5
 
 
+def test_threads_that_want_one_program_compile_it_once() -> None:
+    begun = threading.Event()
+    lowered = []
+
+    class Slow:
+        def lower(self, *args: object) -> "Slow":
+            lowered.append(args)
+            begun.set()
+            time.sleep(0.2)
+            return self
+
+        def compile(self) -> Any:
+            return jnp.sin
+
+    program = Program("slow", jnp.sin, announce)
+    program.jitted = Slow()  # type: ignore[assignment]
+    first = threading.Thread(target=program.prepare, args=(jnp.ones(1),))
+    first.start()
+    assert begun.wait(10)
+    np.testing.assert_array_equal(program(jnp.ones(1)), jnp.sin(jnp.ones(1)))
+    first.join()
+    assert len(lowered) == 1
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [
