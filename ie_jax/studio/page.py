@@ -18,6 +18,7 @@ del { opacity: .5 } mark { background: #fde68a; color: #111; padding: 0 .2em; bo
 .pictures .grid-wrap { min-height: 0; overflow: hidden !important }
 .pictures .grid-container {
     grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important; padding-top: 2em }
+#finer { overflow: hidden !important }
 footer, #files .label-clear-button, #files [aria-label^="Remove"] { display: none !important }
 /* On a phone the result comes after the button, before the finer controls. */
 @media (max-width: 640px) {
@@ -113,7 +114,7 @@ def photo_and_prompts(samples: Sequence[Sample]) -> tuple[Any, ...]:
         type="index",
         elem_id="samples",
     )
-    source = gr.Textbox(label="What the photo shows", elem_id="source")
+    source = gr.Textbox(label="What the photo shows", lines=1, max_lines=4, elem_id="source")
     targets = gr.Textbox(
         label="What the result should show",
         info="the same sentence with the changed words; one line for each result",
@@ -207,6 +208,7 @@ def what_was_made() -> tuple[Any, ...]:
         label="The command that makes the same",
         info="in the folder of the photo, and of mask.png if you painted",
         interactive=False,
+        max_lines=12,
         buttons=["copy"],
         elem_id="command",
     )
