@@ -83,19 +83,24 @@ def measure(
 
 COLUMNS = (
     *("edit", "program", "cold compile s", "cached compile s", "cold start s", "second start s"),
-    *("warm edit s", "TFLOP/s", "temporaries GB"),
+    *("warm edit s", "TFLOP/s", "% of the matrix peak", "temporaries GB"),
 )
 
 
-def table(results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
-    """The figures as Markdown."""
+def table(results: Mapping[str, dict[str, Any]], peak: float) -> Iterator[str]:
+    """The figures as Markdown.
+
+    Args:
+        peak: FLOP/s of a large product on this machine.
+    """
     starts = ("cold compile", "cached compile", "cold start", "start", "latency")
     yield from harness.table(
         COLUMNS,
         (
             [
                 *(kind, name, *(shown(own.get(key)) for key in starts)),
-                shown(facts["tflop"] / own["latency"]),
+                shown(rate := facts["tflop"] / own["latency"]),
+                shown(rate * 1e12 / peak, 100),
                 shown(own.get("temporaries"), 1e-9),
             ]
             for kind, facts in results.items()
@@ -147,17 +152,20 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"{options.model}: PyTorch's counterpart is of SD1.x: give --no-torch")
     size = options.size or arch.image_size
     dtype: DType = options.dtype or ("bfloat16" if device["platform"] == "gpu" else "float32")
+    peak = harness.aside(harness.matrix_rate).result()
     task, work = Task(options.model, size, dtype), edit_work(arch, size)
     results = {
         kind: {"tflop": work[kind] / 1e12}
         | measure(task, Figure(kind), options.torch, options.repeats, options.sequential)
         for kind in (EDITS if options.edits == "both" else (options.edits,))
     }
-    say(f"{options.model}, {size} px, {dtype}, {device['kind']}, {os.cpu_count()} CPU cores\n")
-    say("\n".join(table(results)))
+    say(f"{options.model}, {size} px, {dtype}, {device['kind']}, {os.cpu_count()} CPU cores")
+    say(f"matrix peak: {shown(peak, 1e-12)} TFLOP/s\n")
+    say("\n".join(table(results, peak)))
     record = harness.new_record(options, device)
     harness.write_record(
-        record | {"size": size, "dtype": dtype, "results": results}, options.output
+        record | {"matrix rate": peak, "size": size, "dtype": dtype, "results": results},
+        options.output,
     )
 
 

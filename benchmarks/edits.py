@@ -173,7 +173,7 @@ class OurEdits:
         with gzip.open(folder / "program.hlo.gz", "wt") as file:
             file.write(program.as_text() or "")
 
-    def matrix_rate(self) -> float | None:
+    def matrix_rate(self) -> float:
         """FLOP/s of a large product in bfloat16."""
         return matrix_rate()
 

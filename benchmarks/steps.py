@@ -222,7 +222,7 @@ class OurSteps:
         """Bytes, the most so far."""
         return peak_memory()
 
-    def matrix_rate(self) -> float | None:
+    def matrix_rate(self) -> float:
         """FLOP/s of a large product in bfloat16."""
         return matrix_rate()
 

@@ -27,9 +27,9 @@ def test_counts_the_work_of_sd15() -> None:
 def test_table_relates_ours_to_torch() -> None:
     own = {"latency": 2.0, "start": 5.0, "temporaries": 3_000_000, "cold compile": 4.0}
     facts = {"tflop": 8.0, "ours": own, "torch": {"latency": 4.0}, "difference": 1e-5}
-    lines = list(edit.table({"plain": facts}))
-    assert lines[2] == "| plain | ours | 4 | - | - | 5 | 2 | 4 | 0.003 |"
-    assert lines[3] == "| plain | torch | - | - | - | - | 4 | 2 | - |"
+    lines = list(edit.table({"plain": facts}, 10e12))
+    assert lines[2] == "| plain | ours | 4 | - | - | 5 | 2 | 4 | 40 | 0.003 |"
+    assert lines[3] == "| plain | torch | - | - | - | - | 4 | 2 | 20 | - |"
     assert "0.50 times" in lines[-1]
 
 
