@@ -205,11 +205,7 @@ def measure(
     work = aside(work_of, task, remat, figures)
     report.work = lambda: work.result() if work.done() and not work.exception() else {}
 
-    def begun(step: Figure) -> tuple[Worker, "Future[Any]"]:
-        worker = Worker(steps.OurSteps, train_task(task, step, remat))
-        return worker, worker.ask("compile_parts", True)
-
-    first = begun(train_steps[0]) if train_steps else None
+    first = begun(train_task(task, train_steps[0], remat)) if train_steps else None
     ours = Worker(OurEdits, task) if edits else None
     theirs = Worker(TorchEdits, task) if edits and ways else None
     if ours:
@@ -244,24 +240,45 @@ def measure(
             if figure in ready:
                 report.wait(ours.ask("profile", figure), f"profile {figure.name}")
     for step in train_steps:
-        training, compiling = first or begun(step)
+        training = train_task(task, step, remat)
+        measure_step(step, training, first or begun(training), bool(ways), task.profile, report)
         first = None
-        with training:
-            facts = report.wait(compiling, f"compile {step.name}")
-            if "error" not in facts:
-                facts |= report.wait(training.ask("measure"), f"ours {step.name}")
-            report.add(step, "ours", facts)
-            if task.profile and "seconds" in facts:
-                folder = f"{task.profile}/{step.name}"
-                report.wait(training.ask("profile", folder), f"profile {step.name}")
-        if ways:
-            with Worker(steps.TorchSteps, train_task(task, step, remat)) as other:
-                found = report.wait(other.ask("measure"), f"PyTorch {step.name}")
-                report.add(step, "torch eager", found)
     if train_steps:
         measure_edits(edits, [x for x in ways if x == "graph"])
     measure_edits(edits, [x for x in ways if x == "compiled"])
     report.wait(work, "count the work")
+
+
+Begun = tuple[Worker, "Future[Any]"]
+"""Our step in a process of its own, and the answer when it is compiled there."""
+
+
+def begun(task: steps.Task) -> Begun:
+    """Our step, being compiled."""
+    worker = Worker(steps.OurSteps, task)
+    return worker, worker.ask("compile_parts", True)
+
+
+def measure_step(
+    step: Figure, task: steps.Task, ours: Begun, theirs: bool, profile: str | None, report: Report
+) -> None:
+    """A training step, ours and, if asked for, PyTorch's.
+
+    Raises:
+        OutOfTime: the minutes ended first.
+    """
+    worker, compiling = ours
+    with worker:
+        facts = report.wait(compiling, f"compile {step.name}")
+        if "error" not in facts:
+            facts |= report.wait(worker.ask("measure"), f"ours {step.name}")
+        report.add(step, "ours", facts)
+        if profile and "seconds" in facts:
+            report.wait(worker.ask("profile", f"{profile}/{step.name}"), f"profile {step.name}")
+    if theirs:
+        with Worker(steps.TorchSteps, task) as other:
+            found = report.wait(other.ask("measure"), f"PyTorch {step.name}")
+            report.add(step, "torch eager", found)
 
 
 def work_of(task: Task, remat: str, figures: Sequence[Figure]) -> dict[str, float]:

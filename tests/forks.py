@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["ie_jax.training.command", "tests.training.regression"])
 
@@ -87,6 +89,8 @@ def start(
     os.environ.update(environment)
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+        # Else a slow compilation would leave a cut program for all later tests.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
     with contextlib.suppress(OSError):
         os.setsid()  # so that a signal for the tests is not for it
     sys.argv = [main.__module__, *argv]

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ from safetensors.numpy import save
 from ie_jax.config import read_yaml
 from ie_jax.data.captions import read_table, text_captions
 from ie_jax.data.images import load_image
-from ie_jax.data.latents import Latents
+from ie_jax.data.latents import Latents, write_part
 from ie_jax.editing.jobs import jobs_of_list
 from ie_jax.models.networks import Architecture
 from ie_jax.models.shapes import unet_shapes
@@ -113,16 +114,19 @@ def lora() -> list[bytes]:
     return [save(some, told)]
 
 
-def shard() -> list[bytes]:
-    arrays = {name: np.ones((2, 2, 2, 1), np.float16) for name in ("mean", "std", "context")}
-    facts = {"config": LATENTS["config"], "names": ["a", "b"]}
-    return [save(arrays, {"facts": json.dumps(facts)})]
+def part() -> list[bytes]:
+    arrays = {name: np.ones((2, 2, 1), np.float16) for name in ("mean", "std", "context")}
+    records = [save(arrays | {"name": np.frombuffer(name, np.uint8)}) for name in (b"a", b"b")]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "part"
+        write_part(path, records)
+        return [path.read_bytes()]
 
 
 LATENTS: dict[str, Any] = {
     "config": {
         **{"model": "m", "source": "s", "length": 2, "size": 16, "captions": "first"},
-        **{"dtype": "float16", "pixels": False, "shard": 2, "format": 1},
+        **{"dtype": "float16", "pixels": False, "shard": 2, "format": 2},
     },
     "counts": [2],
 }
@@ -146,7 +150,7 @@ def read_gz(path: Path) -> None:
 
 
 def read_latents(path: Path) -> None:
-    """All of a folder with one shard."""
+    """All of a folder with one file."""
     (path.parent / "index.json").write_text(json.dumps(LATENTS))
     latents = Latents(path.parent)
     rng = np.random.default_rng(0)
@@ -154,8 +158,8 @@ def read_latents(path: Path) -> None:
 
 
 def read_index(path: Path) -> None:
-    """A folder's index, beside a sound shard."""
-    (path.parent / "00000.safetensors").write_bytes(shard()[0])
+    """A folder's index, beside a sound file."""
+    (path.parent / "00000.array_record").write_bytes(part()[0])
     Latents(path.parent)
 
 
@@ -177,7 +181,7 @@ READERS: dict[str, tuple[str, Callable[[], list[bytes]], Callable[[Path], Any]]]
     "csv": ("metadata.csv", lambda: [CSV], read_table),
     "caption": ("a.txt", lambda: ["\ufeffa cat\n é".encode()], text_captions),
     "lora": ("a.safetensors", lora, lambda path: read_lora(path, unet_shapes(arch().unet))),
-    "latents": ("00000.safetensors", shard, read_latents),
+    "latents": ("00000.array_record", part, read_latents),
     "latent index": ("index.json", lambda: [json.dumps(LATENTS).encode()], read_index),
 }
 

@@ -1,9 +1,7 @@
 """Pictures encoded once: posterior of the autoencoder and text embedding, on disk by number."""
 
-import bisect
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,19 +11,20 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import safetensors
+import safetensors.numpy
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tqdm import tqdm
 
 from ie_jax.config import build
 from ie_jax.data.loader import TELLING, Batch, Read, Tally
 from ie_jax.data.pictures import Pictures
 from ie_jax.errors import UserError
-from ie_jax.files import MOST_JSON, alone_in, appearing_whole, parse_json, read_bytes
-from ie_jax.models.tokenizer import is_text
-from ie_jax.weights import formats
+from ie_jax.files import MOST_JSON, alone_in, appearing_whole, need_file, parse_json, read_bytes
+from ie_jax.weights.formats import MOST_WEIGHTS
 
-FORMAT = 1
+FORMAT = 2
 INDEX = "index.json"
+UNFINISHED = "holds no finished latents: run ie-jax-cache-latents to its end"
 
 Encode = Callable[[np.ndarray], tuple[Any, Any]]
 """Pixels, uint8 (b, H, W, 3), to mean and standard deviation (b, h, w, c) of the posterior, before
@@ -58,11 +57,11 @@ class LatentConfig:
 
 @dataclass(frozen=True)
 class LatentIndex:
-    """`index.json`, written when all files are."""
+    """`index.json`: written before the files, and again when all are there."""
 
     config: LatentConfig
-    counts: tuple[int, ...]
-    """Pictures in each file."""
+    counts: tuple[int, ...] = ()
+    """Pictures in each file; empty until all are there."""
 
 
 def fingerprint(*weights: Any) -> str:
@@ -75,9 +74,9 @@ def fingerprint(*weights: Any) -> str:
     return digest.hexdigest()[:32]
 
 
-def shard_path(folder: Path, number: int) -> Path:
-    """The file of a shard."""
-    return folder / f"{number:05}.safetensors"
+def part_path(folder: Path, number: int) -> Path:
+    """The file of so many pictures."""
+    return folder / f"{number:05}.array_record"
 
 
 def cache_latents(
@@ -112,109 +111,95 @@ def cache_latents(
         UserError: too many pictures are broken, the folder holds other latents, or it cannot be
             written.
     """
+    source, length = pictures.source.description, len(pictures)
     config = LatentConfig(
-        model,
-        pictures.source.description,
-        len(pictures),
-        pictures.size,
-        pictures.captions,
-        dtype,
-        pixels,
-        shard,
+        model, source, length, pictures.size, pictures.captions, dtype, pixels, shard
     )
-    spans = [range(i, min(i + shard, len(pictures))) for i in range(0, len(pictures), shard)]
+    tally = Tally(max_broken, min(TELLING, length))
+
+    def batches(span: range) -> Iterator[list[bytes]]:
+        for reads in sound(pictures, span, workers, tally, batch_size):
+            yield encoded(pictures, reads, batch_size, encode, embed, config)
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with alone_in(folder):
-            for left in folder.glob(".*.part"):
-                left.unlink()  # of a run that was killed
-            counts = [finished(shard_path(folder, k), config) for k in range(len(spans))]
-            missing = [k for k, count in enumerate(counts) if count is None]
-            reads = read_all(pictures, [i for k in missing for i in spans[k]], workers)
-            done = len(pictures) - sum(len(spans[k]) for k in missing)
-            left_out = done - sum(count for count in counts if count is not None)
-            tally = Tally(max_broken, min(TELLING, len(pictures)), seen=done, broken=left_out)
-            with tqdm(
-                desc="encode", total=len(pictures), initial=done, unit="image", disable=not progress
-            ) as bar:
-                for k in missing:
-                    names: list[str] = []
-                    parts: list[Batch] = []
-                    for batch in sound(itertools.islice(reads, len(spans[k])), tally, batch_size):
-                        names += [read.name for read in batch]
-                        parts.append(encoded(pictures, batch, batch_size, encode, embed, config))
-                        bar.update(len(batch))
-                    write_shard(shard_path(folder, k), config, names, parts)
-                    counts[k] = len(names)
-            index = LatentIndex(config, tuple(count or 0 for count in counts))
+            begin(folder, config)
+            index = LatentIndex(config, fill(folder, config, batches, tally, progress))
             if not sum(index.counts):
-                raise UserError(f"{config.source}: all images are broken")
-            with appearing_whole(folder / INDEX) as file:
-                file.write(json.dumps(dataclasses.asdict(index), indent=1).encode())
+                raise UserError(f"{source}: all images are broken")
+            write_index(folder, index)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
     return index
 
 
-def finished(path: Path, config: LatentConfig) -> int | None:
+def begin(folder: Path, config: LatentConfig) -> None:
+    """Write down what the folder is going to hold, or see that an earlier run wrote the same.
+
+    Raises:
+        UserError: it holds other latents.
+    """
+    for left in folder.glob(".*.part"):
+        left.unlink()  # of a run that was killed
+    if not any(folder.glob("*.array_record")):
+        return write_index(folder, LatentIndex(config))
+    if not (folder / INDEX).exists():
+        raise UserError(f"{folder}: holds records without {INDEX}: name another folder")
+    found = dataclasses.asdict(read_index(folder).config)
+    for key, value in dataclasses.asdict(config).items():
+        if found[key] != value:
+            raise UserError(
+                f"{folder / INDEX}: was made with {key} {found[key]!r}, not {value!r}: name "
+                "another folder, or remove this one"
+            )
+
+
+def fill(
+    folder: Path,
+    config: LatentConfig,
+    batches: Callable[[range], Iterator[list[bytes]]],
+    tally: Tally,
+    progress: bool,
+) -> tuple[int, ...]:
+    """Write the files that are missing or damaged; returns how many pictures each file holds."""
+    starts = range(0, config.length, config.shard)
+    spans = [range(i, min(i + config.shard, config.length)) for i in starts]
+    counts = [count_in(part_path(folder, k)) for k in range(len(spans))]
+    missing = [k for k, count in enumerate(counts) if count is None]
+    tally.seen = done = config.length - sum(len(spans[k]) for k in missing)
+    tally.broken = done - sum(count or 0 for count in counts)
+    with tqdm(
+        desc="encode", total=config.length, initial=done, unit="image", disable=not progress
+    ) as bar:
+        for k in missing:
+            records: list[bytes] = []
+            for batch in batches(spans[k]):
+                records += batch
+                bar.update(len(batch))
+            write_part(part_path(folder, k), records)
+            counts[k] = len(records)
+    return tuple(count or 0 for count in counts)
+
+
+def count_in(path: Path) -> int | None:
     """How many pictures a file holds; None if there is no such file, or it is damaged.
 
     Raises:
-        UserError: it belongs to other latents.
+        UserError: it is no ordinary file.
     """
     try:
-        facts = facts_of(opened(path))
-    except UserError:
+        need_file(path, MOST_WEIGHTS)
+    except OSError:
         return None
-    wanted = dataclasses.asdict(config)
-    found = facts.get("config", {})
-    for key, value in wanted.items():
-        if found.get(key) != value:
-            raise UserError(
-                f"{path}: was made with {key} {found.get(key)!r}, not {value!r}: name another "
-                "folder, or remove this one"
-            )
-    return len(facts["names"])
+    reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
+    return reader.num_records() if reader.ok() else None
 
 
-def facts_of(file: Any) -> dict[str, Any]:
-    """`config` and `names` of an open file, both empty if it is none of this module's.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        told = (file.metadata() or {}).get("facts")
-        if told is None:
-            return {"config": {}, "names": []}
-        facts = {"config": {}, "names": []} | parse_json(told)
-        rows = {file.get_slice(key).get_shape()[0] for key in file.keys()}  # noqa: SIM118
-        sound = isinstance(facts["config"], dict) and all(map(is_text, facts["names"]))
-    except (TypeError, ValueError, IndexError, safetensors.SafetensorError):
-        sound = False
-    if not sound or rows not in ({len(facts["names"])}, set()):
-        raise UserError("a file of the latents is damaged: cache them again")
-    return facts
-
-
-def opened(path: Path) -> Any:
-    """A file of a shard, mapped into memory."""
-    try:
-        return formats.opened(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: is missing or damaged ({error}): cache the latents again") from (
-            error
-        )
-
-
-def kind_of(file: Any) -> tuple[Any, ...]:
-    """Names, number types and shapes of the arrays of one picture."""
-    slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-    return tuple(sorted((key, x.get_dtype(), *x.get_shape()[1:]) for key, x in slices.items()))
-
-
-def read_all(pictures: Pictures, indices: Sequence[int], workers: int) -> Iterator[Read]:
-    """The pictures in order, read ahead by threads."""
+def sound(
+    pictures: Pictures, span: range, workers: int, tally: Tally, batch_size: int
+) -> Iterator[list[Read]]:
+    """The readable ones of some pictures, in order and in batches, read ahead by threads."""
     import grain  # a second to import
 
     def read(index: int) -> Read:
@@ -224,17 +209,11 @@ def read_all(pictures: Pictures, indices: Sequence[int], workers: int) -> Iterat
             return Read("", None, (str(error),))
 
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=4 * workers)
-    source = grain.MapDataset.source(indices)
-    return iter(source.map(read).to_iter_dataset(options)) if indices else iter(())
-
-
-def sound(reads: Iterator[Read], tally: Tally, batch_size: int) -> Iterator[list[Read]]:
-    """The readable ones, in batches."""
     batch: list[Read] = []
-    for read in reads:
-        tally.count(read.item is not None, read.faults)
-        if read.item is not None:
-            batch.append(read)
+    for picture in grain.MapDataset.source(span).map(read).to_iter_dataset(options):
+        tally.count(picture.item is not None, picture.faults)
+        if picture.item is not None:
+            batch.append(picture)
         if len(batch) == batch_size:
             yield batch
             batch = []
@@ -249,8 +228,8 @@ def encoded(
     encode: Encode,
     embed: Embed,
     config: LatentConfig,
-) -> Batch:
-    """What is stored of some pictures."""
+) -> list[bytes]:
+    """What is stored of some pictures: of each its arrays, and its name, as a safetensors file."""
     # Filled up to the one shape for which the encoders are compiled.
     filled = [*reads, *[reads[-1]] * (batch_size - len(reads))]
     batch = pictures.batch([read.item for read in filled])
@@ -266,22 +245,26 @@ def encoded(
             )
     if config.pixels:
         arrays["pixels"] = batch["pixels"]
-    return {name: array[: len(reads)] for name, array in arrays.items()}
+    return [
+        safetensors.numpy.save(
+            {"name": np.frombuffer(read.name.encode(errors="replace"), np.uint8)}
+            | {key: array[row] for key, array in arrays.items()}
+        )
+        for row, read in enumerate(reads)
+    ]
 
 
-def write_shard(
-    path: Path, config: LatentConfig, names: Sequence[str], parts: Sequence[Batch]
-) -> None:
-    """Write a file whole. Without a sound picture it holds no arrays."""
-    keys = parts[0] if parts else ()
-    arrays = {key: np.concatenate([part[key] for part in parts]) for key in keys}
-    facts = json.dumps({"config": dataclasses.asdict(config), "names": list(names)})
-    if len(facts) > MOST_JSON:
-        raise UserError(f"{path}: the names of its images are too long: take a smaller --shard")
-    with appearing_whole(path) as file:
-        formats.write_tensors(file, arrays, {"facts": facts})
-        file.flush()
-        os.fsync(file.fileno())
+def write_part(path: Path, records: Sequence[bytes]) -> None:
+    """Write a file whole, each picture apart from the others, so that any of them is read alone."""
+    try:
+        with appearing_whole(path) as file:
+            writer = ArrayRecordWriter(file.name, "group_size:1")
+            for record in records:
+                writer.write(record)
+            writer.close()
+            os.fsync(file.fileno())
+    except RuntimeError as error:  # array_record's only kind
+        raise UserError(f"{path}: cannot be written: {error}") from error
 
 
 class Latents:
@@ -289,22 +272,27 @@ class Latents:
     `pixels`."""
 
     def __init__(self, folder: Path) -> None:
-        """Map all files into memory.
+        """Open all files.
 
         Raises:
             UserError: unfinished, damaged or of an unknown format.
         """
+        import grain  # a second to import
+
         self.index = read_index(folder)
-        self.files = [opened(shard_path(folder, k)) for k in range(len(self.index.counts))]
-        self.names = [facts_of(file)["names"] for file in self.files]
-        counts = tuple(map(len, self.names))
-        kinds = {kind_of(file) for file, count in zip(self.files, counts, strict=True) if count}
-        if counts != self.index.counts or len(kinds) != 1:
-            raise UserError(f"{folder}: {INDEX} does not fit the files: cache the latents again")
-        self.ends = list(itertools.accumulate(counts))
+        counts = self.index.counts
+        if not counts:
+            raise UserError(f"{folder}: {UNFINISHED}")
+        paths = [part_path(folder, k) for k in range(len(counts))]
+        for path, count in zip(paths, counts, strict=True):
+            if count_in(path) != count:
+                raise UserError(
+                    f"{path}: is missing, damaged or not what {INDEX} says: cache the latents again"
+                )
+        self.records = grain.sources.ArrayRecordDataSource(paths)
 
     def __len__(self) -> int:
-        return self.ends[-1]
+        return len(self.records)
 
     def read(self, index: int, rng: np.random.Generator) -> tuple[str, Batch]:
         """Name, and arrays of one picture. Nothing is drawn.
@@ -312,14 +300,11 @@ class Latents:
         Raises:
             UserError: the file is damaged.
         """
-        k = bisect.bisect(self.ends, index)
-        row = index - (self.ends[k - 1] if k else 0)
-        file = self.files[k]
         try:
-            arrays = {key: file.get_slice(key)[row] for key in file.keys()}  # noqa: SIM118
-        except (safetensors.SafetensorError, ValueError, IndexError) as error:
+            arrays = safetensors.numpy.load(self.records[index])
+            return arrays.pop("name").tobytes().decode(), arrays
+        except (RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as error:
             raise UserError(f"image {index} of the latents: {error}") from error
-        return self.names[k][row], arrays
 
     def batch(self, items: Sequence[Batch]) -> Batch:
         """`mean` and `std` (b, h, w, c), `context` (b, n, d), as they are stored; `pixels` uint8
@@ -337,11 +322,20 @@ def read_index(folder: Path) -> LatentIndex:
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")
     if not path.is_file():
-        raise UserError(f"{folder}: holds no finished latents: run ie-jax-cache-latents to its end")
+        raise UserError(f"{folder}: {UNFINISHED}")
     try:
         index = build(LatentIndex, parse_json(read_bytes(path, MOST_JSON)), str(path))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     if index.config.format != FORMAT:
-        raise UserError(f"{path}: has format {index.config.format}, not {FORMAT}: cache again")
+        raise UserError(
+            f"{path}: has format {index.config.format}, not {FORMAT}: cache again, into another "
+            "folder"
+        )
     return index
+
+
+def write_index(folder: Path, index: LatentIndex) -> None:
+    """Write `index.json`."""
+    with appearing_whole(folder / INDEX) as file:
+        file.write(json.dumps(dataclasses.asdict(index), indent=1).encode())

@@ -83,13 +83,11 @@ def edit_many(
     Raises:
         UserError: a result would replace a person's file, or cannot be written.
     """
-    tally = Tally()
     strengths = editor.config.strength
     todo = unfinished(jobs, folder, config, strengths, panels, overwrite)
-    tally.finished_before = len(jobs) - len(todo)
-    bar = tqdm(
-        total=len(jobs), initial=tally.finished_before, desc=name, unit="image", disable=quiet
-    )
+    before = len(jobs) - len(todo)
+    tally = Tally(finished_before=before)
+    bar = tqdm(total=len(jobs), initial=before, desc=name, unit="image", disable=quiet)
 
     def passed_over(job: Job, reason: object) -> None:
         tally.broken.append(job.name)
@@ -98,20 +96,14 @@ def edit_many(
         bar.update()
 
     with bar:
-        compiled, taken = False, dict[str, float](network_calls=editor.network_calls)
         read = ahead(partial(loaded, editor, load or editor.load), todo, READERS + batch_size)
-        for batch in batches(read, batch_size, passed_over):
-            start = time.perf_counter()
-            edit = edited(editor, batch, batch_size)
-            if compiled:
-                taken["seconds"] = round((time.perf_counter() - start) / len(batch), 4)
-            compiled = True
+        groups = batches(read, batch_size, passed_over)
+        for batch, edit, taken in edited(editor, groups, batch_size):
             for i, (job, pixels, _) in enumerate(batch):
                 if not np.asarray(edit.finite[i]).all():
                     passed_over(job, NOT_FINITE)
                     continue
-                files = pictures_of(folder, job, pixels, edit, i, strengths, panels)
-                contents = {path: encoded(image, path) for path, image in files.items()}
+                contents = pictures_of(folder, job, pixels, edit, i, strengths, panels)
                 leave(contents, record_of(folder, job), {**told(job, config), **notes, **taken})
                 tally.done += 1
                 bar.update()
@@ -148,8 +140,8 @@ def pictures_of(
     number: int,
     strengths: Sequence[float],
     panels: bool,
-) -> dict[Path, np.ndarray]:
-    """All that is written of a job whose image has this number in a batch."""
+) -> dict[Path, bytes]:
+    """All picture files that are written of a job whose image has this number in a batch."""
     paths = output_paths(folder, job, len(strengths))
     results = list(np.asarray(edit.pixels[number]))
     files = dict(zip(paths, results, strict=True))
@@ -158,7 +150,7 @@ def pictures_of(
     if panels:
         named = zip(titles(job.targets, strengths), results, strict=True)
         files[panel_path(folder, job)] = side_by_side([("source", pixels), *named])
-    return files
+    return {path: encoded(image, path) for path, image in files.items()}
 
 
 def told(job: Job, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,14 +214,22 @@ def batches(
     yield from (group for group in waiting.values() if group)
 
 
-def edited(editor: Editor, batch: Sequence[Loaded], size: int) -> Edit:
-    """The edits of a batch of at most `size`."""
-    # Filled up to the one size for which the program is compiled.
-    filled = [*batch, *itertools.repeat(batch[-1], size - len(batch))]
-    return editor.apply(
-        [pixels for _, pixels, _ in filled],
-        [job.source for job, *_ in filled],
-        [list(job.targets) for job, *_ in filled],
-        [job.seed for job, *_ in filled],
-        [mask for *_, mask in filled],
-    )
+def edited(
+    editor: Editor, groups: Iterable[list[Loaded]], size: int
+) -> Iterator[tuple[list[Loaded], Edit, dict[str, float]]]:
+    """Batches of at most `size`, their edits, and what an image of them took."""
+    taken: dict[str, float] = {"network_calls": editor.network_calls}
+    for number, batch in enumerate(groups):
+        start = time.perf_counter()
+        # Filled up to the one size for which the program is compiled.
+        filled = [*batch, *itertools.repeat(batch[-1], size - len(batch))]
+        edit = editor.apply(
+            [pixels for _, pixels, _ in filled],
+            [job.source for job, *_ in filled],
+            [list(job.targets) for job, *_ in filled],
+            [job.seed for job, *_ in filled],
+            [mask for *_, mask in filled],
+        )
+        if number:
+            taken["seconds"] = round((time.perf_counter() - start) / len(batch), 4)
+        yield batch, edit, taken

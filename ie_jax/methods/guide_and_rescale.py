@@ -2,6 +2,7 @@
 gradient of energies that compare the edit with the inversion, scaled to the guidance's size."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -104,6 +105,33 @@ def group_sums(energies: Float[Array, "e b"], groups: Sequence[GuiderGroup]) -> 
     return jnp.stack([jnp.sum(part, axis=0) for part in parts])
 
 
+def compared(
+    call: Callable[[Latents, Context], tuple[Latents, Out]],
+    energies: Sequence[Energy],
+    source: Context,
+    target: Context,
+    reference: Latents,
+    inversion: Out,
+) -> Callable[[Latents], tuple[Float[Array, "e b"], tuple[Latents, Latents]]]:
+    """A function of a latent: the energies there, beside the `inversion` pass from the `reference`,
+    and what the source and the target pass predict."""
+
+    def passes(z: Latents) -> tuple[Array, tuple[Latents, Latents]]:
+        both = call(jnp.concatenate([z, z]), jnp.concatenate([source, target]))
+        (eps_src, of_src), (eps_trg, of_trg) = (
+            jax.tree.map(lambda x, h=h: jnp.split(x, 2)[h], both) for h in (0, 1)
+        )
+        # Rounding, which differs between calls, must not look like a difference.
+        same = jnp.all(z == reference, axis=(1, 2, 3))
+        found = [
+            jnp.where(same & energy.of_source, 0.0, energy.function(of_src, inversion, of_trg))
+            for energy in energies
+        ]
+        return jnp.stack(found), (eps_src, eps_trg)
+
+    return passes
+
+
 def guide_and_rescale(
     network: Network,
     z: Latents,
@@ -131,31 +159,16 @@ def guide_and_rescale(
     empty = jnp.broadcast_to(empty, source.shape)
     energies = [energy for group in groups for energy in group.energies]
 
-    def call(z: Latents, t: Array, context: Context) -> tuple[Latents, Out]:
+    def call(t: Array, z: Latents, context: Context) -> tuple[Latents, Out]:
         t = jnp.broadcast_to(t, z.shape[:1])
         eps, out = network(z, t, jnp.zeros(len(z)), context)
         return eps.astype(jnp.float32), out
 
     def step(z: Latents, now: Any) -> tuple[Latents, Seen]:
         at, reference, weight = now
-        eps_uncond, _ = call(z, at.t, empty)
-        eps_inv, out_inv = call(reference, at.t, source)
-
-        def passes(z: Latents) -> tuple[Array, Any]:
-            twice, both = jnp.concatenate([z, z]), jnp.concatenate([source, target])
-            eps, out = call(twice, at.t, both)
-            of_src, of_trg = (
-                jax.tree.map(lambda x, h=h: jnp.split(x, 2)[h], (eps, out)) for h in (0, 1)
-            )
-            outs = (of_src[1], out_inv, of_trg[1])
-            # Rounding, which differs between calls, must not look like a difference.
-            same = jnp.all(z == reference, axis=(1, 2, 3))
-            found = [
-                jnp.where(same & energy.of_source, 0.0, energy.function(*outs))
-                for energy in energies
-            ]
-            return jnp.stack(found), (of_src[0], of_trg[0])
-
+        eps_uncond, _ = call(at.t, z, empty)
+        eps_inv, out_inv = call(at.t, reference, source)
+        passes = compared(partial(call, at.t), energies, source, target, reference, out_inv)
         found, pull_back, (eps_src, eps_trg) = jax.vjp(passes, z, has_aux=True)
         sums = group_sums(weight[:, None] * found, groups)
         counts = jnp.abs(sums) > NEGLIGIBLE

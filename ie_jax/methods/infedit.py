@@ -154,6 +154,12 @@ def control_of(
     return control
 
 
+def guided(eps: Float[Array, "b6 h w c"], w: Float[Array, "3 b"]) -> Float[Array, "3 b h w c"]:
+    """Classifier-free guidance of the branches; of `eps` the first half is unconditional."""
+    eps_u, eps_c = (grouped(x, 3) for x in jnp.split(eps, 2))
+    return eps_u + w[:, :, None, None, None] * (eps_c - eps_u)
+
+
 def virtual_inversion(
     z: Float[Array, "3 b h w c"],
     z0: Latents,
@@ -200,46 +206,52 @@ def infedit(
         eta: the share of a step's noise, by variance, that is drawn anew.
         from_image: start from the noised image, else from noise alone.
     """
-    n, b, start = len(t), len(z0), steps - len(t)
-    height, width = z0.shape[1:3]
-    largest = looked_at(height, width, largest)
+    n, b = len(t), len(z0)
+    largest = looked_at(z0.shape[1], z0.shape[2], largest)
     alpha, sigma = jnp.sqrt(abar), jnp.sqrt(1 - abar)
     contexts = jnp.concatenate([uncond, cond]).reshape(6 * b, *cond.shape[2:])
     begun = jnp.where(from_image, alpha[t[0]] * z0 + sigma[t[0]] * noise, noise)
-    words = branches.words
+
+    def call(z: Float[Array, "3 b h w c"], t: Array | int, control: Control) -> Any:
+        six = jnp.concatenate([z, z]).reshape(6 * b, *z.shape[2:])
+        return network(six, jnp.full(6 * b, t), None, contexts, control)
 
     def step(carry: Any, now: Any) -> tuple[Any, Seen]:
         (z, summed), (i, t, p, drawn) = carry, now
-        share = (i + 1 + start) / steps
-        control = control_of(branches, share, take_from_mutual, largest, probe)
-        six = jnp.concatenate([z, z]).reshape(6 * b, *z.shape[2:])
-        eps6, out = network(six, jnp.full(6 * b, t), None, contexts, control)
+        share = (i + 1 + steps - n) / steps
+        eps6, out = call(z, t, control_of(branches, share, take_from_mutual, largest, probe))
         eps6 = eps6.astype(jnp.float32)
-        eps_u, eps_c = (grouped(x, 3) for x in jnp.split(eps6, 2))
-        eps = eps_u + w[:, :, None, None, None] * (eps_c - eps_u)
-        clean, moved = virtual_inversion(z, z0, eps, alpha[t], sigma[t])
+        clean, moved = virtual_inversion(z, z0, guided(eps6, w), alpha[t], sigma[t])
         kept = jnp.sqrt(sigma[p] ** 2 * (1 - eta))
         after = alpha[p] * clean + kept * moved + jnp.sqrt(eta) * sigma[p] * drawn[None]
-        source, target, mutual = after
-        blend = None
-        if words is not None:
-            summed = summed + blend_maps(out["control"])
-            blend = masks_of(words, summed, alpha[t], height, width)
-            target = jnp.where(i > 0, mixed(words, after, blend[0], i == n - 2), target)
+        summed, blend, target = blended(branches.words, after, summed, out, alpha[t], i, n)
         seen = Seen(eps6, after, target, clean[1], blend, out["control"])
-        return (jnp.stack([source, target, mutual]), summed), seen
+        return (after.at[1].set(target), summed), seen
 
-    def controls(z: Latents) -> Any:
-        control = control_of(branches, jnp.float32(0), take_from_mutual, largest)
-        six = jnp.concatenate([z] * 6)
-        return network(six, jnp.zeros(6 * b, jnp.int32), None, contexts, control)[1]["control"]
-
-    none = None if words is None else no_maps(controls, z0)
+    plain = control_of(branches, jnp.float32(0), take_from_mutual, largest)
+    none = None
+    if branches.words is not None:
+        none = no_maps(lambda z: call(jnp.stack([z] * 3), 0, plain)[1]["control"], z0)
     p = jnp.append(t[1:], t[-1])
     z = jnp.stack([begun] * 3).astype(jnp.float32)
-    _, seen = lax.scan(step, (z, none), (jnp.arange(n), t, p, step_noise))
-    result: Seen = seen
-    return result
+    return lax.scan(step, (z, none), (jnp.arange(n), t, p, step_noise))[1]
+
+
+def blended(
+    words: Words | None,
+    after: Float[Array, "3 b h w c"],
+    summed: Any,
+    out: Any,
+    alpha: Array,
+    i: Array,
+    n: int,
+) -> tuple[Any, Any, Latents]:
+    """The sum of maps, the blend as in `Seen`, and the target after it, in step i of n."""
+    if words is None:
+        return None, None, after[1]
+    summed = summed + blend_maps(out["control"])
+    masks = masks_of(words, summed, alpha, *after.shape[2:4])
+    return summed, masks, jnp.where(i > 0, mixed(words, after, masks[0], i == n - 2), after[1])
 
 
 def mixed(

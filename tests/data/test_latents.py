@@ -1,8 +1,11 @@
 """Latents on disk: what is stored, that work is never done twice, and bad folders."""
 
 import json
+import resource
 import shutil
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from ie_jax.data import latents
 from ie_jax.data.latents import Latents, cache_latents, fingerprint, read_index
@@ -98,7 +100,9 @@ def test_what_was_done_is_not_done_again(tmp_path: Path) -> None:
     data, out = pictures(tmp_path / "in"), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         cache(data, out, Encoders(stop_at=9))
-    assert sorted(p.name for p in out.iterdir()) == ["00000.safetensors", "00001.safetensors"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        *("00000.array_record", "00001.array_record", "index.json")
+    ]
     with pytest.raises(UserError, match="holds no finished latents"):
         Latents(out)
     rest, none = Encoders(), Encoders()
@@ -111,9 +115,9 @@ def test_what_was_done_is_not_done_again(tmp_path: Path) -> None:
 def test_a_killed_run_leaves_nothing_that_counts(tmp_path: Path) -> None:
     data, out = pictures(tmp_path / "in"), tmp_path / "out"
     out.mkdir()
-    (out / ".00000.safetensors.1234.part").write_bytes(b"half")
+    (out / ".00000.array_record.1234.part").write_bytes(b"half")
     cache(data, out)
-    assert sorted(p.suffix for p in out.iterdir()) == [".json", *[".safetensors"] * 3]
+    assert sorted(p.suffix for p in out.iterdir()) == [*[".array_record"] * 3, ".json"]
 
 
 def test_broken_pictures_are_left_out(tmp_path: Path) -> None:
@@ -169,16 +173,16 @@ def test_other_settings_do_not_mix(change: dict[str, Any], tmp_path: Path) -> No
     cache(data, out)
     if "size" in change:
         data, change = replace(data, size=change["size"]), {}
-    with pytest.raises(UserError, match=r"00000\.safetensors: was made with \w+ .* another folder"):
+    with pytest.raises(UserError, match=r"index\.json: was made with \w+ .* another folder"):
         cache(data, out, **change)
     assert read_numbers(out) == list(range(10))
 
 
 def test_what_does_not_fit_the_number_type_is_refused(tmp_path: Path) -> None:
-    data = pictures(tmp_path / "in")
+    data, out = pictures(tmp_path / "in"), tmp_path / "out"
     with pytest.raises(UserError, match=r"mean of one of .*float32"):
-        cache(data, tmp_path / "out", Encoders(scale=1e5))
-    cache(data, tmp_path / "wide", Encoders(scale=1e5), dtype="float32")
+        cache(data, out, Encoders(scale=1e5))
+    cache(data, out, Encoders(scale=1e5), dtype="float32")  # nothing was kept of the first
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
@@ -197,7 +201,27 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(latents.os, "fsync", fail)
     with pytest.raises(UserError, match="No space left"):
         cache(data, out)
-    assert list(out.iterdir()) == []
+    assert not list(out.glob("*.array_record")) and not list(out.glob(".*"))
+
+
+def test_a_disk_that_fills_up_is_told_in_one_line(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "in")
+    with bounded_files(100_000), pytest.raises(UserError, match=r"cannot be written: .*too large"):
+        cache(data, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.array_record"))
+
+
+@contextmanager
+def bounded_files(most: int) -> Iterator[None]:
+    """No file grows over so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def damage_index(content: str) -> Any:
@@ -221,10 +245,10 @@ def change_index(**values: Any) -> Any:
         (damage_index("{"), "cannot be read"),
         (damage_index("[]"), "index.json"),
         (damage_index("{}"), "missing"),
-        (change_index(config={"format": 99}), "format 99, not 1"),
-        (change_index(counts=[4, 4, 1]), "does not fit the files"),
-        (lambda out: (out / "00001.safetensors").unlink(), "00001.safetensors: is missing"),
-        (lambda out: (out / "00001.safetensors").write_bytes(b"short"), "or damaged"),
+        (change_index(config={"format": 99}), "format 99, not 2"),
+        (change_index(counts=[4, 4, 1]), "or not what index.json says"),
+        (lambda out: (out / "00001.array_record").unlink(), "00001.array_record: is missing"),
+        (lambda out: (out / "00001.array_record").write_bytes(b"short"), "is missing, damaged"),
     ],
 )
 def test_bad_folders_are_refused(damage: Any, message: str, tmp_path: Path) -> None:
@@ -239,7 +263,7 @@ def test_bad_folders_are_refused(damage: Any, message: str, tmp_path: Path) -> N
 def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
     data, out, encoders = pictures(tmp_path / "in"), tmp_path / "out", Encoders()
     cache(data, out)
-    (out / "00001.safetensors").write_bytes(b"short")
+    (out / "00001.array_record").write_bytes(b"short")
     cache(data, out, encoders)
     assert set(encoders.encoded) == {4, 5, 6, 7} and read_numbers(out) == list(range(10))
 
@@ -247,9 +271,21 @@ def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
 def test_files_of_another_origin_are_left_alone(tmp_path: Path) -> None:
     data, out = pictures(tmp_path / "in"), tmp_path / "out"
     out.mkdir()
-    save_file({"weight": np.zeros(3)}, out / "00000.safetensors")
-    with pytest.raises(UserError, match="was made with model None"):
+    (out / "00000.array_record").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"holds records without index\.json: name another"):
         cache(data, out)
+    assert (out / "00000.array_record").read_bytes() == b"mine"
+
+
+def test_a_picture_whose_bytes_have_changed_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    cache(pictures(tmp_path / "in"), out)
+    path = out / "00001.array_record"
+    content = path.read_bytes()
+    start = content.index(b"(\xb5/\xfd") + 20  # zstd's magic number: the first picture's
+    path.write_bytes(content[:start] + bytes([content[start] ^ 1]) + content[start + 1 :])
+    with pytest.raises(UserError, match="image 4 of the latents: Corrupted"):
+        read_numbers(out)
 
 
 def test_the_fingerprint_knows_names_shapes_types_and_values() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import re
 import tarfile
 import threading
 from collections import defaultdict
@@ -75,11 +76,13 @@ def publish(checkpoints: Path, archives: Path) -> dict[str, Path]:
 
 
 class Request(NamedTuple):
-    """One request that came in; `start` is the first byte of its range, if it had one."""
+    """One request that came in; `start` is the first byte of its range, if it had one. The path of
+    a commit is that of `main`, and `commit` tells which."""
 
     method: str
     path: str
     start: int | None
+    commit: str | None = None
 
 
 class Server:
@@ -89,6 +92,7 @@ class Server:
     `requests` lists what was asked. `breaks[path]` holds, for each of the next GETs of that path,
     the number of body bytes after which the connection is cut although more were promised.
     `etags` replaces tags that are otherwise true: sha256 for weights, something else for the rest.
+    Of every commit there are the same files, but for those in `gone`; `main` is `commit`.
     """
 
     def __init__(self) -> None:
@@ -97,6 +101,7 @@ class Server:
         self.breaks: dict[str, list[int]] = defaultdict(list)
         self.etags: dict[str, str] = {}
         self.ignore_ranges = False
+        self.commit, self.gone = COMMIT, set[str]()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,))
 
@@ -140,8 +145,11 @@ class Server:
             def answer(self, with_body: bool) -> None:
                 asked = self.headers.get("Range")
                 start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else None
-                server.requests.append(Request(self.command, self.path, start))
-                if self.path not in server.files:
+                found = re.search("(?<=/resolve/)[0-9a-f]{40}(?=/)", self.path)
+                commit = found.group() if found else None
+                self.path = self.path.replace(commit or "main", "main")
+                server.requests.append(Request(self.command, self.path, start, commit))
+                if self.path not in server.files or commit in server.gone:
                     self.send_response(404)
                     self.send_header("X-Error-Code", "EntryNotFound")
                     self.send_header("Content-Length", "0")
@@ -167,7 +175,7 @@ class Server:
                 hashed = hashlib.sha256 if self.path.endswith(".safetensors") else hashlib.sha1
                 etag = server.etags.get(self.path, hashed(content).hexdigest())
                 self.send_header("ETag", f'"{etag}"')
-                self.send_header("X-Repo-Commit", COMMIT)
+                self.send_header("X-Repo-Commit", commit or server.commit)
                 self.end_headers()
                 if not with_body:
                     return

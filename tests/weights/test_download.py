@@ -1,5 +1,6 @@
 import hashlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -20,15 +21,18 @@ from ie_jax.weights.layout import PIPELINE_SDXL
 from ie_jax.weights.load import load_pipeline
 from ie_jax.weights.published import (
     BASES,
+    FINE_TUNED,
     HUB_CYCLE,
     HUB_SD15,
     HUB_SDXL,
     PUBLISHED,
+    REVISIONS,
     TEACHER_SDXL,
 )
 from tests.weights.models import write_sdxl, write_sdxl_pair
 from tests.weights.server import (
     ARCHIVE_PATH,
+    COMMIT,
     Server,
     make_up_checkpoints,
     publish,
@@ -309,11 +313,63 @@ def test_a_republished_file_is_refused_until_the_record_goes(
     assert getattr(get(folder), found).read_bytes() in {b"", b"new"}
 
 
+def test_all_of_a_repository_comes_from_one_commit(
+    server: Server, folder: Path, tmp_path: Path
+) -> None:
+    """The one that is known; or else the newest, from then on."""
+    get(folder)
+    record = json.loads((folder / "hashes.json").read_text())
+    assert record["Cycle-consistency/finetuned_forward_model.safetensors"]["commit"] == COMMIT
+    assert record["stable-diffusion-v1-5/vae/config.json"]["commit"] == REVISIONS[HUB_SD15]
+    assert "commit" not in record["sd15_cfg_distill/sd15_cfg_distill.pt"]
+    assert {x.commit for x in server.gets(HUB_SD15)} == {REVISIONS[HUB_SD15]}
+
+    server.commit = "f" * 40
+    forward = get(folder).forward
+    forward.unlink()
+    server.requests.clear()
+    assert get(folder).forward.is_file()
+    assert [x.commit for x in server.gets(LORA_PATH)] == [COMMIT]
+
+    forward.unlink()
+    server.gone.add(COMMIT)
+    message = user_error(lambda: get(folder))
+    assert "404" in message and f"delete {folder / 'hashes.json'}" in message
+    (folder / "hashes.json").unlink()
+    get(folder)
+    record = json.loads((folder / "hashes.json").read_text())
+    assert record["Cycle-consistency/finetuned_forward_model.safetensors"]["commit"] == "f" * 40
+
+
+def test_a_record_without_commits_is_as_good(server: Server, folder: Path) -> None:
+    get(folder)
+    path = folder / "hashes.json"
+    record = json.loads(path.read_text())
+    for entry in record.values():
+        entry.pop("commit", None)
+    path.write_text(json.dumps(record))
+    server.requests.clear()
+    get(folder, offline=True)
+    verify(folder, SD15)
+    get(folder).forward.unlink()
+    get(folder)
+    assert [x.path for x in server.gets()] == [LORA_PATH]
+
+
+def test_another_commit_than_the_one_asked_for_is_refused(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(REVISIONS, HUB_CYCLE, "refs/pr/1")
+    server.files["/" + HUB_CYCLE + "/resolve/refs%2Fpr%2F1/" + FINE_TUNED] = server.files[LORA_PATH]
+    assert f"the hub answers with commit {COMMIT}" in user_error(lambda: get(folder))
+    assert not list(folder.rglob(FINE_TUNED))
+
+
 @pytest.mark.parametrize("path", [f"/{HUB_SD15}/resolve/main/vae/config.json", TEACHER_PATH])
 def test_404(server: Server, folder: Path, path: str) -> None:
     del server.files[path]
     message = user_error(lambda: get(folder))
-    assert server.url + path in message
+    assert server.url + path.replace("main", REVISIONS[HUB_SD15]) in message
     assert "404" in message
     assert len(server.gets(path)) <= 1
     wanted = "stable-diffusion-v1-5/vae/config.json" if "vae" in path else "sd15_cfg_distill"
