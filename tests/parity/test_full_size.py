@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -72,7 +73,8 @@ def test_sdxl_unet(tmp_path: Path) -> None:
     """11 GB of memory and as much on disk: the weights wait there while ours are made."""
     config = unet_config(SDXL_SIZE.unet | {"time_cond_proj_dim": GUIDANCE_FEATURES})
     z, text = normal(1, 1, 32, 32, 4), normal(2, 1, 77, config.cross_attention_dim)
-    pooled, sizes = normal(3, 1, config.pooled_features), np.float32([[256, 384, 0, 8, 256, 256]])
+    pooled, sizes = normal(3, 1, config.pooled_features), np.zeros((1, 6), np.float32)
+    sizes[:] = 256, 384, 0, 8, 256, 256
     t, w = np.asarray([519], np.int32), np.asarray([7], np.float32)
     upstream = randomised(make_unet(SDXL_SIZE.unet))
     with torch.no_grad():
@@ -93,7 +95,7 @@ def test_sdxl_unet(tmp_path: Path) -> None:
     eps = apply(
         lambda p, *inputs: UNet(config).apply({"params": p}, *inputs)[0],
         params,
-        *(z, t, w, Conditions(text, pooled, sizes)),
+        *(z, t, w, Conditions(*map(jnp.asarray, (text, pooled, sizes)))),
     )
     assert relative(eps, nhwc(expected)) <= 1e-5
 

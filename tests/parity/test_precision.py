@@ -30,9 +30,9 @@ INPUTS: dict[str, tuple[Any, ...]] = {
     "sdxl's unet": (
         *(normal(1, 2, 8, 8, 4), T, W),
         Conditions(
-            normal(2, 2, 5, SDXL.cross_attention_dim),
-            normal(3, 2, SDXL.pooled_features),
-            np.float32([[64, 96, 0, 8, 64, 64]] * 2),
+            jnp.asarray(normal(2, 2, 5, SDXL.cross_attention_dim)),
+            jnp.asarray(normal(3, 2, SDXL.pooled_features)),
+            jnp.asarray([[64, 96, 0, 8, 64, 64]] * 2, jnp.float32),
         ),
     ),
 }
