@@ -249,7 +249,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--target", choices=BACKENDS, default="cuda")
     parser.add_argument("--gpu", type=Path, default=H100, help="description of the GPU for cuda")
-    parser.add_argument("--model", choices=SIZES, default="sd15", help="sizes of the networks")
+    one_text = [name for name, size in SIZES.items() if not size.text_2]
+    parser.add_argument("--model", choices=one_text, default="sd15", help="sizes of the networks")
     for name, field in Setting.__dataclass_fields__.items():
         parser.add_argument(
             f"--{name}",

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.random_weights import GUIDANCE_FEATURES, SCHEDULER, SIZES, TEXT, UNET
+from benchmarks.random_weights import GUIDANCE_FEATURES, SCHEDULER, SIZES
 from ie_jax.errors import UserError
 from ie_jax.models.execution import DType, Precision, dtype
 from ie_jax.models.lora import lora_shapes
@@ -21,70 +21,12 @@ from ie_jax.weights.load import RANDOM, load_pipeline
 
 RANK = 64
 LORA_STRENGTH = 0.05
-LEVELS = {
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-}
-KIND = {"architectures": ["CLIPTextModelWithProjection"], "hidden_act": "gelu"}
-SDXL: dict[str, dict[str, dict[str, Any]]] = {
-    "sdxl": {
-        "unet": UNET
-        | LEVELS
-        | {
-            "block_out_channels": [320, 640, 1280],
-            "attention_head_dim": [5, 10, 20],
-            "transformer_layers_per_block": [1, 2, 10],
-            "cross_attention_dim": 2048,
-            "norm_num_groups": 32,
-            "sample_size": 128,
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
-        "vae": SIZES["sd15"].vae | {"sample_size": 1024, "scaling_factor": 0.13025},
-        "text_encoder": SIZES["sd15"].text,
-        "text_encoder_2": TEXT
-        | KIND
-        | {
-            "hidden_size": 1280,
-            "intermediate_size": 5120,
-            "num_attention_heads": 20,
-            "num_hidden_layers": 32,
-            "projection_dim": 1280,
-            "vocab_size": 49408,
-        },
-    },
-    "sdxl-tiny": {
-        "unet": UNET
-        | LEVELS
-        | {
-            "block_out_channels": [16, 32, 32],
-            "attention_head_dim": [2, 4, 4],
-            "transformer_layers_per_block": [1, 2, 2],
-            "cross_attention_dim": 64,
-            "norm_num_groups": 4,
-            "sample_size": 16,
-            "addition_time_embed_dim": 8,
-            "projection_class_embeddings_input_dim": 64,
-        },
-        "vae": SIZES["tiny"].vae | {"scaling_factor": 0.13025},
-        "text_encoder": SIZES["tiny"].text,
-        "text_encoder_2": SIZES["tiny"].text | KIND | {"projection_dim": 16},
-    },
-}
-"""Of SDXL's kind, by name."""
-NAMES = (*SIZES, *SDXL)
+NAMES = tuple(SIZES)
 
 
 def architecture_of(size: str) -> Architecture:
     """The networks of one of `NAMES`."""
-    parts: dict[str, dict[str, Any]]
-    if size in SDXL:
-        parts = dict(SDXL[size])
-    else:
-        configs = SIZES[size]
-        parts = {"unet": configs.unet, "vae": configs.vae, "text_encoder": configs.text}
+    parts = SIZES[size].configs
     unet = parts["unet"] | {"time_cond_proj_dim": GUIDANCE_FEATURES}
     return architecture(parts | {"unet": unet, "scheduler": SCHEDULER}, size)
 

@@ -11,13 +11,16 @@ import importlib.util
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ie_jax.cli import run
 from ie_jax.errors import UserError
 from ie_jax.files import folder_appearing_whole
+from ie_jax.weights.layout import KINDS, PIPELINE, PIPELINE_SDXL
+from ie_jax.weights.published import FINE_TUNED
 from ie_jax.weights.untrained import byte_vocabulary, write_byte_tokenizer
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
@@ -90,12 +93,34 @@ SCHEDULER = {
 }
 
 
+LEVELS = {
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+}
+PROJECTED = {"architectures": ["CLIPTextModelWithProjection"], "hidden_act": "gelu"}
+
+
 class Size(NamedTuple):
-    """The upstream configs of the three networks."""
+    """The upstream configs of the networks."""
 
     unet: dict[str, Any]
     vae: dict[str, Any]
     text: dict[str, Any]
+    text_2: dict[str, Any] | None = None
+    """SDXL's second text encoder."""
+
+    @property
+    def configs(self) -> dict[str, dict[str, Any]]:
+        """By the names of their folders."""
+        second = {"text_encoder_2": self.text_2} if self.text_2 else {}
+        return {"unet": self.unet, "vae": self.vae, "text_encoder": self.text} | second
+
+    @property
+    def number(self) -> str:
+        """The type of numbers in all files but LoRAs: SDXL's are mostly of the float16 variant."""
+        return "float16" if self.text_2 else "float32"
 
 
 SIZES = {
@@ -144,6 +169,51 @@ SIZES = {
         },
     ),
 }
+SIZES |= {
+    "sdxl": Size(
+        unet=UNET
+        | LEVELS
+        | {
+            "block_out_channels": [320, 640, 1280],
+            "attention_head_dim": [5, 10, 20],
+            "transformer_layers_per_block": [1, 2, 10],
+            "cross_attention_dim": 2048,
+            "norm_num_groups": 32,
+            "sample_size": 128,
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        vae=SIZES["sd15"].vae | {"sample_size": 1024, "scaling_factor": 0.13025},
+        text=SIZES["sd15"].text,
+        text_2=TEXT
+        | PROJECTED
+        | {
+            "hidden_size": 1280,
+            "intermediate_size": 5120,
+            "num_attention_heads": 20,
+            "num_hidden_layers": 32,
+            "projection_dim": 1280,
+            "vocab_size": 49408,
+        },
+    ),
+    "sdxl-tiny": Size(
+        unet=UNET
+        | LEVELS
+        | {
+            "block_out_channels": [16, 32, 32],
+            "attention_head_dim": [2, 4, 4],
+            "transformer_layers_per_block": [1, 2, 2],
+            "cross_attention_dim": 64,
+            "norm_num_groups": 4,
+            "sample_size": 16,
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 64,
+        },
+        vae=SIZES["tiny"].vae | {"scaling_factor": 0.13025},
+        text=SIZES["tiny"].text,
+        text_2=SIZES["tiny"].text | PROJECTED | {"projection_dim": 16},
+    ),
+}
 
 
 def say(line: str) -> None:
@@ -179,20 +249,27 @@ def write_vae(folder: Path, config: dict[str, Any]) -> None:
 
 
 def write_text_encoder(folder: Path, config: dict[str, Any]) -> None:
-    """The text encoder, with the prefix and the buffer that the published file has."""
+    """A text encoder, with the prefix and the buffer that the published file has."""
     import safetensors.torch
     import torch
-    import transformers
 
     write_json(folder / "config.json", config)
-    settings = {name: x for name, x in config.items() if name != "torch_dtype"}
-    model = transformers.CLIPTextModel(transformers.CLIPTextConfig(**settings))
     state = {
-        f"text_model.{n.removeprefix('text_model.')}": x for n, x in model.state_dict().items()
+        n if n.startswith("text_projection") else f"text_model.{n.removeprefix('text_model.')}": x
+        for n, x in make_text_encoder(config).state_dict().items()
     }
     positions = torch.arange(config["max_position_embeddings"])[None]
     state["text_model.embeddings.position_ids"] = positions
     safetensors.torch.save_file(state, folder / "model.safetensors")
+
+
+def make_text_encoder(config: dict[str, Any]) -> Any:
+    """A text encoder in transformers."""
+    import transformers
+
+    settings = {name: x for name, x in config.items() if name != "torch_dtype"}
+    (kind,) = config["architectures"]
+    return getattr(transformers, kind)(transformers.CLIPTextConfig(**settings))
 
 
 def make_unet(config: dict[str, Any]) -> Any:
@@ -243,19 +320,21 @@ def lora_state(model: Any) -> dict[str, Any]:
     return {f"unet.{name}": x.contiguous() for name, x in state.items()}
 
 
-def write_unets(folder: Path, config: dict[str, Any], rank: int) -> None:
-    """The distilled UNet and both LoRAs."""
+def write_unets(folder: Path, config: dict[str, Any], rank: int, teacher: str, loras: str) -> None:
+    """The distilled UNet and both LoRAs.
+
+    Args:
+        teacher: what the UNet's file is called.
+        loras: how the LoRAs' begin.
+    """
     import safetensors.torch
     import torch
 
     say("UNet")
     unet = make_unet(config)
-    torch.save(unet.state_dict(), folder / "sd15_cfg_distill.pt")
+    torch.save(unet.state_dict(), folder / f"{teacher}.pt")
     model = add_lora(unet, rank)
-    for file in (
-        "finetuned_forward_model.safetensors",
-        "iCD-SD15-reverse_259_519_779_999.safetensors",
-    ):
+    for file in (FINE_TUNED, f"{loras}-reverse_259_519_779_999.safetensors"):
         draw_lora(model, rank)
         state = lora_state(model)
         size = sum(x.numel() for x in state.values())
@@ -271,11 +350,27 @@ def write_pipeline(folder: Path, size: Size) -> None:
     say("tokenizer, scheduler, autoencoder, text encoder")
     write_json(folder / "unet/config.json", size.unet)
     write_json(folder / "scheduler/scheduler_config.json", SCHEDULER)
-    write_byte_tokenizer(folder / "tokenizer")
-    vocabulary = padded(byte_vocabulary(), size.text["vocab_size"])
-    write_json(folder / "tokenizer/vocab.json", vocabulary)
     write_vae(folder / "vae", size.vae)
-    write_text_encoder(folder / "text_encoder", size.text)
+    for name, config in size.configs.items():
+        if not name.startswith("text_encoder"):
+            continue
+        write_text_encoder(folder / name, config)
+        tokenizer = folder / name.replace("text_encoder", "tokenizer")
+        write_byte_tokenizer(tokenizer)
+        write_json(tokenizer / "vocab.json", padded(byte_vocabulary(), config["vocab_size"]))
+
+
+@contextmanager
+def default_number(name: str) -> Iterator[None]:
+    """torch makes networks of this type."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, name))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def random_weights(folder: Path, size: str = "tiny", seed: int = 0, rank: int = 64) -> None:
@@ -303,8 +398,10 @@ def random_weights(folder: Path, size: str = "tiny", seed: int = 0, rank: int = 
     try:
         with folder_appearing_whole(folder) as unfinished, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            write_pipeline(unfinished / "stable-diffusion-v1-5", configs)
-            write_unets(unfinished, configs.unet, rank)
+            pipeline = PIPELINE_SDXL if configs.text_2 else PIPELINE
+            with default_number(configs.number):
+                write_pipeline(unfinished / pipeline, configs)
+                write_unets(unfinished, configs.unet, rank, *KINDS[pipeline])
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}") from error
     say(f"wrote {folder}")
@@ -318,7 +415,10 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="a new folder for them")
     parser.add_argument(
-        "--size", required=True, choices=SIZES, help="sd15: SD1.5's own, 4.5 GB; tiny: for tests"
+        "--size",
+        required=True,
+        choices=SIZES,
+        help="sd15: SD1.5's own, 4.5 GB; sdxl: SDXL's, 9 GB; the others: for tests",
     )
     parser.add_argument("--seed", type=int, default=0, help="of all random values (default: 0)")
     parser.add_argument("--rank", type=int, default=64, help="of both LoRAs (default: 64)")

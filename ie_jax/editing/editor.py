@@ -554,9 +554,11 @@ def require_finite(finite: jax.Array) -> None:
 def placed(weights: Weights, config: EditConfig, mesh: Mesh) -> Weights:
     """Weights on every device, in the config's types; LoRA in float32, rounded if asked for."""
 
-    # On the host: on the device each shape would be a small compilation of its own.
+    # On the host: on the device each shape would be a small compilation of its own. One by one: a
+    # whole copy of SDXL's would be 5 GB.
     def cast(tree: Any, name: Any) -> Any:
-        return place(jax.tree.map(lambda x: np.asarray(x, dtype(name)), tree), replicated(mesh))
+        where = replicated(mesh)
+        return jax.tree.map(lambda x: place(np.asarray(x, dtype(name)), where), tree)
 
     def lora(tree: Any) -> Any:
         tree = jax.tree.map(np.asarray, tree)

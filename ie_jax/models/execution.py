@@ -60,6 +60,9 @@ class Execution:
     """Steps of a scan written out as one: more make a program longer to compile."""
     optimise: bool = True
     """False: on a CPU, programs are compiled sooner and run slower, for short runs."""
+    sparing: bool = False
+    """True: on a CPU, programs are compiled for little memory, which takes longer. In bfloat16 the
+    compiler otherwise holds all weights in float32 too, as which a CPU multiplies them."""
 
     @property
     def remat_block(self) -> bool:
@@ -74,8 +77,9 @@ class Execution:
     @property
     def compiler_options(self) -> dict[str, bool | str]:
         """XLA's options for the backend that JAX runs on."""
-        quick = not self.optimise and jax.default_backend() == "cpu"
-        return QUICK if quick else {}
+        if jax.default_backend() != "cpu":
+            return {}
+        return ({} if self.optimise else QUICK) | (SPARING if self.sparing else {})
 
     def resolve(
         self, precision: Precision, backend: str | None = None, cut: bool = False
@@ -121,6 +125,12 @@ def saved_in_a_call(execution: Execution) -> Callable[..., Any]:
     return policies.save_anything_except_these_names(WEIGHTS)
 
 
+SPARING: dict[str, bool | str] = {
+    # Weights in float32 would be made once, before the steps, and kept; and within a step all of
+    # them at its start.
+    "xla_disable_hlo_passes": "while-loop-invariant-code-motion",
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+}
 QUICK: dict[str, bool | str] = {
     "xla_backend_optimization_level": "0",
     "xla_llvm_disable_expensive_passes": True,

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import math
+import mmap
 import pickle
 import re
 import zipfile
@@ -12,7 +14,6 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from ie_jax.errors import UserError
 from ie_jax.files import MOST_JSON, need_file, parse_json, read_bytes
@@ -29,6 +30,15 @@ MOST_WEIGHTS, MOST_HEADER = 40_000_000_000, 20_000_000
 """Bytes of a weight file, and of the header of a `.safetensors` file."""
 MOST_STRETCH = 4
 """So many times as large as its file may be what it declares: tensors can share their numbers."""
+KINDS = {
+    **{"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"},
+    **{
+        f"{sign}{bits}": f"{sign[0].upper()}{bits}"
+        for sign in ("int", "uint")
+        for bits in (8, 16, 32, 64)
+    },
+}
+"""Types of numbers, by their names in numpy: what a `.safetensors` file calls them."""
 PREFIXES = ("module.", "_orig_mod.", "unet.")
 """What wrappers (data parallel, compiled, a pipeline) put before every name."""
 
@@ -146,17 +156,45 @@ def names(path: Path) -> list[str]:
 def write_tensors(
     file: BinaryIO, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a `.safetensors` file, equal bytes for equal content: the library's own have the texts
-    of their header in any order."""
-    content = memoryview(safetensors.numpy.save(dict(tensors), dict(metadata or {}) or None))
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(bytes(content[8:start]))
-    if "__metadata__" in header:
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    """Write a `.safetensors` file, equal bytes for equal content, one tensor after the other: the
+    library's own holds all of them a second time, and has the texts of its header in any order."""
+    texts = dict(sorted((metadata or {}).items()))
+    if not all(isinstance(text, str) for text in texts.values()):  # what no reader would take
+        raise TypeError(f"not texts alone: {texts}")
+    header: dict[str, Any] = {"__metadata__": texts} if texts else {}
+    # Wide numbers first, so that each lies at a multiple of its own width.
+    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    end = 0
+    for name in order:
+        x = tensors[name]
+        start, end = end, end + x.nbytes
+        kind = {"dtype": KINDS[x.dtype.name], "shape": list(x.shape)}
+        header[name] = kind | {"data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
-    file.write(content[start:])
+    for name in order:
+        file.write(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data)
+
+
+def mapped_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a sound `.safetensors` file, mapped into memory: the system reads of them what
+    is used, and can forget it again. Changes stay in memory."""
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    header.pop("__metadata__", None)
+    numbers = {kind: np.dtype(name) for name, kind in KINDS.items()}
+    return {
+        name: np.frombuffer(
+            content,
+            numbers[x["dtype"]],
+            math.prod(x["shape"]),
+            start + x["data_offsets"][0],
+        ).reshape(x["shape"])
+        for name, x in header.items()
+    }
 
 
 def number_types(path: Path) -> set[str]:

@@ -10,11 +10,9 @@ from pathlib import Path
 import filelock
 import jax
 import safetensors
-from safetensors.numpy import load_file, save_file
 
 from ie_jax.errors import UserError
 from ie_jax.files import folder_appearing_whole, sha256
-from ie_jax.models.networks import Architecture
 from ie_jax.weights.convert import flatten, unflatten
 from ie_jax.weights.download import fetch, fetch_files, home, verify
 from ie_jax.weights.embedded import EMBEDDED, check_sums, embedded_files
@@ -28,7 +26,7 @@ from ie_jax.weights.folder import (
     convert_files,
     read_configs,
 )
-from ie_jax.weights.formats import read_json, read_metadata
+from ie_jax.weights.formats import mapped_tensors, read_json, read_metadata, write_tensors
 from ie_jax.weights.layout import (
     contents,
     find_files,
@@ -296,18 +294,21 @@ def converted(files: Files, check: Callable[[], object] = lambda: None) -> Pipel
             for path, leaf in flatten(getattr(weights, part)).items()
         }
         with folder_appearing_whole(folder) as new:
-            save_file(flat, new / "weights.safetensors")
+            with (new / "weights.safetensors").open("wb") as file:
+                write_tensors(file, flat)
             (new / "configs.json").write_text(json.dumps(configs), encoding="utf-8")
             for path in tokenizer_files(files.pipeline):
                 (new / path.parent.name).mkdir(exist_ok=True)
                 shutil.copy(path, new / path.parent.name / path.name)
             (new / SUMS).write_text(json.dumps(sums_of(new)), encoding="utf-8")
     forget_oldest(folder.parent, keep=KEPT)
-    return cached_pipeline(folder, arch, weights)
+    return cached_pipeline(folder)
 
 
-def cached_pipeline(folder: Path, arch: Architecture, weights: Weights) -> Pipeline:
-    """A pipeline whose tokenizers are in the cache."""
+def cached_pipeline(folder: Path) -> Pipeline:
+    """A pipeline from the cache, its weights mapped into memory: they need none of their own."""
+    arch = architecture(read_json(folder / "configs.json"), str(folder))
+    weights = Weights(**unflatten(mapped_tensors(folder / "weights.safetensors")))
     second = folder / "tokenizer_2" if arch.text_2 else None
     return Pipeline(arch, weights, folder / "tokenizer", tokenizer_2=second)
 
@@ -325,9 +326,7 @@ def read_cache(folder: Path) -> Pipeline:
     """
     if sums_of(folder) != read_json(folder / SUMS):
         raise ValueError(f"{folder} has changed")
-    arch = architecture(read_json(folder / "configs.json"), str(folder))
-    weights = Weights(**unflatten(load_file(folder / "weights.safetensors")))
-    pipeline = cached_pipeline(folder, arch, weights)
+    pipeline = cached_pipeline(folder)
     if any(map(lacks_tokenizer, pipeline.tokenizers)):
         raise FileNotFoundError(folder / "tokenizer")
     return pipeline

@@ -1,19 +1,22 @@
-"""The networks at SD1.5's own sizes."""
+"""The networks at SD1.5's and SDXL's own sizes."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.random_weights import GUIDANCE_FEATURES, SIZES, make_unet
+from benchmarks.random_weights import GUIDANCE_FEATURES, SIZES, make_text_encoder, make_unet
 from ie_jax.models.architecture import text_config, unet_config, vae_config
 from ie_jax.models.shapes import text_encoder_shapes, unet_shapes, vae_shapes
 from ie_jax.models.text_encoder import TextEncoder
-from ie_jax.models.unet import UNet
+from ie_jax.models.unet import Conditions, UNet
 from ie_jax.models.vae import VAE
 from ie_jax.weights.convert import convert
+from ie_jax.weights.formats import mapped_tensors
 from ie_jax.weights.names import TEXT_ENCODER
 from ie_jax.weights.names import UNET as UNET_NAMES
 from ie_jax.weights.names import VAE as VAE_NAMES
@@ -28,11 +31,12 @@ from tests.parity.oracle import (
     randomised,
     relative,
     torch,
-    transformers,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 BOUND = 2e-5
+SDXL_SIZE = SIZES["sdxl"]
+save_torch = pytest.importorskip("safetensors.torch").save_file
 
 
 def apply(f: Callable[..., Any], params: dict[str, Any], *inputs: Any) -> Any:
@@ -65,6 +69,37 @@ def test_unet() -> None:
     assert relative(eps, nhwc(expected)) <= BOUND
 
 
+def test_sdxl_unet(tmp_path: Path) -> None:
+    """11 GB of memory and as much on disk: the weights wait there while ours are made."""
+    config = unet_config(SDXL_SIZE.unet | {"time_cond_proj_dim": GUIDANCE_FEATURES})
+    z, text = normal(1, 1, 32, 32, 4), normal(2, 1, 77, config.cross_attention_dim)
+    pooled, sizes = normal(3, 1, config.pooled_features), np.zeros((1, 6), np.float32)
+    sizes[:] = 256, 384, 0, 8, 256, 256
+    t, w = np.asarray([519], np.int32), np.asarray([7], np.float32)
+    upstream = randomised(make_unet(SDXL_SIZE.unet))
+    with torch.no_grad():
+        expected = upstream(
+            nchw(z),
+            torch.from_numpy(t),
+            torch.from_numpy(text),
+            timestep_cond=guidance(w, GUIDANCE_FEATURES),
+            added_cond_kwargs={
+                "text_embeds": torch.from_numpy(pooled),
+                "time_ids": torch.from_numpy(sizes),
+            },
+        ).sample
+    save_torch(upstream.state_dict(), tmp_path / "unet.safetensors")
+    del upstream
+    tensors = mapped_tensors(tmp_path / "unet.safetensors")
+    params = convert(tensors, UNET_NAMES, unet_shapes(config), "upstream")
+    eps = apply(
+        lambda p, *inputs: UNet(config).apply({"params": p}, *inputs)[0],
+        params,
+        *(z, t, w, Conditions(*map(jnp.asarray, (text, pooled, sizes)))),
+    )
+    assert relative(eps, nhwc(expected)) <= 1e-5
+
+
 def test_sdxl_has_the_published_number_of_weights() -> None:
     config = unet_config(SD15 | SDXL)
     assert sum(x.size for x in jax.tree.leaves(unet_shapes(config))) == 2_567_463_684
@@ -90,15 +125,19 @@ def test_vae() -> None:
     assert relative(image, nhwc(expected_image)) <= BOUND
 
 
-def test_text_encoder() -> None:
-    values = {k: v for k, v in SIZES["sd15"].text.items() if k != "torch_dtype"}
-    upstream = randomised(transformers.CLIPTextModel(transformers.CLIPTextConfig(**values)))
-    config = text_config(SIZES["sd15"].text)
+@pytest.mark.parametrize("values", [SIZES["sd15"].text, SDXL_SIZE.text_2], ids=["CLIP", "bigG"])
+def test_text_encoder(values: dict[str, Any]) -> None:
+    upstream = randomised(make_text_encoder(values))
+    config = text_config(values)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, 77), np.int32)
+    ids[0, 60:] = config.vocab_size - 1  # the end token, the largest
     with torch.no_grad():
-        expected = upstream(torch.from_numpy(ids)).last_hidden_state
+        expected = upstream(torch.from_numpy(ids), output_hidden_states=True)
     shapes = text_encoder_shapes(config)
     params = convert(arrays(upstream.state_dict()), TEXT_ENCODER, shapes, "upstream")
     del upstream
     found: Any = apply(lambda p, ids: TextEncoder(config).apply({"params": p}, ids), params, ids)
-    assert relative(found.last, expected) <= BOUND
+    assert relative(found.last, expected.last_hidden_state) <= BOUND
+    if config.projection_dim:
+        assert relative(found.penultimate, expected.hidden_states[-2]) <= 1e-5
+        assert relative(found.pooled, expected.text_embeds) <= 1e-5

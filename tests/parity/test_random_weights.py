@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 
 from benchmarks import random_weights
+from ie_jax.editing.config import EditConfig
+from ie_jax.editing.editor import Editor
 from ie_jax.errors import UserError
 from ie_jax.models.tokenizer import Tokenizer
 from ie_jax.weights.folder import convert_files
 from ie_jax.weights.layout import find_files
+from ie_jax.weights.load import load_pipeline
 from tests.parity.oracle import torch
 
 RANK = 2
@@ -28,6 +31,21 @@ def test_they_are_converted_like_published_files(folder: Path) -> None:
     for forward, backward in zip(*loras, strict=True):
         assert forward.any()
         assert not np.array_equal(forward, backward)
+
+
+def test_sdxl_is_a_pair_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IE_JAX_HOME", str(tmp_path / "home"))
+    random_weights.random_weights(tmp_path / "new", "sdxl-tiny", rank=RANK)
+    assert torch.get_default_dtype() == torch.float32
+    pipeline = load_pipeline(str(tmp_path / "new"))
+    weights = pipeline.weights
+    assert {x.dtype for x in jax.tree.leaves(weights.unet)} == {np.dtype(np.float16)}
+    numbers = {x.dtype for x in jax.tree.leaves((weights.forward, weights.two_texts))}
+    assert numbers == {np.dtype(np.float32)}
+    assert pipeline.architecture.text_2 is not None
+    editor = Editor(pipeline, EditConfig(str(tmp_path / "new")))
+    tokens = editor.ids(["a cat"], (128, 128))
+    np.testing.assert_array_equal(tokens.first, tokens.second)
 
 
 def test_the_tokenizer_knows_every_text(folder: Path) -> None:

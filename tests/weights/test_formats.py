@@ -11,7 +11,14 @@ import pytest
 import safetensors.numpy
 
 from ie_jax.errors import UserError
-from ie_jax.weights.formats import read_json, read_tensors, unprefixed, weight_file, write_tensors
+from ie_jax.weights.formats import (
+    mapped_tensors,
+    read_json,
+    read_tensors,
+    unprefixed,
+    weight_file,
+    write_tensors,
+)
 from tests.weights.server import recorded_checkpoints
 
 
@@ -195,6 +202,10 @@ def test_equal_content_is_equal_bytes(arrays: dict[str, np.ndarray], tmp_path: P
     assert list(header["__metadata__"]) == sorted(texts)
     (tmp_path / "a.safetensors").write_bytes(written[0])
     assert_same(read_tensors(tmp_path / "a.safetensors"), arrays)
+    mapped = mapped_tensors(tmp_path / "a.safetensors")
+    assert_same(mapped, arrays)
+    mapped["single"][:] = 0  # in memory alone
+    assert_same(mapped_tensors(tmp_path / "a.safetensors"), arrays)
 
 
 def test_json(tmp_path: Path) -> None:

@@ -105,6 +105,21 @@ def test_the_second_start_reads_only_the_cache(folder: Path, home: Path, reads: 
     assert second.tokenizer.is_relative_to(cached(home))
 
 
+def test_a_unet_of_16_bits_stays_so(folder: Path, home: Path) -> None:
+    first = load_pipeline(str(folder))
+    torch = pytest.importorskip("torch")
+    teacher = torch.load(folder / TEACHER, weights_only=True)
+    torch.save({name: x.half() for name, x in teacher.items()}, folder / TEACHER)
+    half = load_pipeline(str(folder))
+    for one, other in zip(
+        *map(jax.tree.leaves, (half.weights.unet, first.weights.unet)), strict=True
+    ):
+        assert one.dtype == np.float16
+        np.testing.assert_array_equal(one, other.astype(np.float16))
+    others = jax.tree.leaves(replace(half.weights, unet=None))
+    assert {x.dtype for x in others} == {np.dtype(np.float32)}
+
+
 def test_a_changed_source_is_converted_again(folder: Path, home: Path) -> None:
     first = load_pipeline(str(folder))
     tensors = load_file(folder / FINE_TUNED)
@@ -140,6 +155,8 @@ def test_a_damaged_cache_is_converted_again(
     folder: Path, home: Path, reads: list[Path], damage: str
 ) -> None:
     first = load_pipeline(str(folder))
+    # They are mapped from the file that is damaged here.
+    first = replace(first, weights=jax.tree.map(np.copy, first.weights))
     weights = cached(home) / "weights.safetensors"
     match damage:
         case "truncated weights":
@@ -168,11 +185,12 @@ KILLED = """
 import os, signal, sys
 from ie_jax.weights import load
 
-def killed(tensors, path):
-    path.write_bytes(b"half")
+def killed(file, tensors):
+    file.write(b"half")
+    file.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 
-load.save_file = killed
+load.write_tensors = killed
 load.load_pipeline(sys.argv[1])
 """
 
@@ -189,11 +207,11 @@ def test_a_killed_conversion_is_swept_up(folder: Path, home: Path) -> None:
 def test_a_failed_conversion_leaves_nothing(
     folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(tensors: Any, path: Path) -> None:
-        path.write_bytes(b"half")
+    def full(file: Any, tensors: Any) -> None:
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(load, "save_file", full)
+    monkeypatch.setattr(load, "write_tensors", full)
     with pytest.raises(UserError, match=r"cannot use the cache folder .*No space left on device"):
         load_pipeline(str(folder))
     assert [path.suffix for path in (home / "converted").iterdir()] == [".lock"]
