@@ -174,7 +174,7 @@ class OurEdits:
             file.write(program.as_text() or "")
 
     def matrix_rate(self) -> float:
-        """FLOP/s of a large product in bfloat16."""
+        """FLOP/s of a large product."""
         return matrix_rate()
 
 

@@ -23,7 +23,7 @@ from jax.experimental import topologies
 
 from benchmarks.harness import row, say, table
 from benchmarks.models import architecture_of, weight_shapes
-from benchmarks.random_weights import SIZES
+from benchmarks.sizes import SIZES
 from ie_jax.cli import run
 from ie_jax.diffusion.schedule import make_schedule
 from ie_jax.editing.by_method import FEW, edit_by

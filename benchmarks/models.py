@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.random_weights import GUIDANCE_FEATURES, SCHEDULER, SIZES
+from benchmarks.sizes import GUIDANCE_FEATURES, SCHEDULER, SIZES
 from ie_jax.errors import UserError
 from ie_jax.models.execution import DType, Precision, dtype
 from ie_jax.models.lora import lora_shapes

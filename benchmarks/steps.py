@@ -223,7 +223,7 @@ class OurSteps:
         return peak_memory()
 
     def matrix_rate(self) -> float:
-        """FLOP/s of a large product in bfloat16."""
+        """FLOP/s of a large product."""
         return matrix_rate()
 
 

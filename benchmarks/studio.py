@@ -8,7 +8,6 @@ Needs chromium and chromedriver. Run it twice: the first run compiles what the s
 """
 
 import argparse
-import os
 import socket
 import subprocess
 import sys
@@ -40,59 +39,73 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studio", description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--model", default="world")
-    parser.add_argument("--settle", type=float, default=0, help="seconds before the strength moves")
     options = parser.parse_args(argv)
     from tests.studio.visitor import CHROMIUM, DRIVER, Visitor, browser
 
     if not (CHROMIUM and DRIVER):
         raise UserError("this needs chromium and chromedriver: install them")
     options.output.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe, tempfile.TemporaryDirectory() as profile:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    with tempfile.TemporaryDirectory() as profile:
         driver = browser(Path(profile))
-        url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "ie_jax.studio", "--model", options.model, "--port"]
         start = time.perf_counter()
-        # The server ends with this process: a browser that cannot be driven leaves none behind.
-        server = subprocess.Popen([*command, str(port), "--quiet"], env=os.environ)
+        port = str(free_port())
+        command = [sys.executable, "-m", "ie_jax.studio", "--model", options.model, "--quiet"]
+        server = subprocess.Popen([*command, "--port", port])
         try:
+            url = f"http://127.0.0.1:{port}"
             wait_for(url, server)
-            say("\n".join(table(("what", "seconds", "since the start"))))
-
-            def tell(what: str, since: float) -> None:
-                now = time.perf_counter()
-                say(row([what, f"{now - since:.1f}", f"{now - start:.1f}"]))
-
             visitor = Visitor(driver, url)
-            tell("page", start)
-            picked(visitor)
-            begun = time.perf_counter()
-            visitor.edited(lambda: visitor.click("#edit"))
-            tell("first answer", begun)
-            time.sleep(options.settle)
-            for share in (0.8, 0.6, 0.8, 0.6):
-                begun = time.perf_counter()
-                visitor.edited(partial(visitor.drag, SLIDER, (0.95, 0.5), (share, 0.5)))
-                tell("strength moved", begun)
-                visitor.edited(lambda: visitor.click("#undo"))
-            for theme, (name, (width, height)) in product(("light", "dark"), SIZES.items()):
-                driver.set_window_size(width, height)
-                driver.get(f"{url}?__theme={theme}")
-                picked(visitor)
-                source = visitor.value("#source textarea, #source input")
-                target = visitor.value("#targets textarea")
-                visitor.write("#targets textarea", f"{target}\n{source.replace(*BACKGROUND)}")
-                visitor.edited(lambda: visitor.click("#edit"))
-                visitor.edited(lambda: visitor.click("#where label:nth-of-type(2)"))
-                driver.execute_script("window.scrollTo(0, 0)")
-                time.sleep(1)
-                driver.save_screenshot(str(options.output / f"studio-{name}-{theme}.png"))
+            say("\n".join(table(("what", "seconds", "since the start"))))
+            tell("page", start, start)
+            time_edits(visitor, start)
+            take_pictures(visitor, url, options.output)
         finally:
             driver.quit()
             server.terminate()
             server.wait(30)
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def tell(what: str, since: float, start: float) -> None:
+    """A row of the table: seconds of something, and since the start."""
+    now = time.perf_counter()
+    say(row([what, f"{now - since:.1f}", f"{now - start:.1f}"]))
+
+
+def time_edits(visitor: Any, start: float) -> None:
+    """The first edit of a sample, and the same at other strengths."""
+    picked(visitor)
+    begun = time.perf_counter()
+    visitor.edited(lambda: visitor.click("#edit"))
+    tell("first answer", begun, start)
+    for share in (0.8, 0.6, 0.8, 0.6):
+        begun = time.perf_counter()
+        visitor.edited(partial(visitor.drag, SLIDER, (0.95, 0.5), (share, 0.5)))
+        tell("strength moved", begun, start)
+        visitor.edited(lambda: visitor.click("#undo"))
+
+
+def take_pictures(visitor: Any, url: str, folder: Path) -> None:
+    """The page with two edits of a sample where they are found, in either theme and size."""
+    for theme, (name, (width, height)) in product(("light", "dark"), SIZES.items()):
+        visitor.driver.set_window_size(width, height)
+        visitor.driver.get(f"{url}?__theme={theme}")
+        picked(visitor)
+        source = visitor.value("#source textarea, #source input")
+        target = visitor.value("#targets textarea")
+        visitor.write("#targets textarea", f"{target}\n{source.replace(*BACKGROUND)}")
+        visitor.edited(lambda: visitor.click("#edit"))
+        visitor.edited(lambda: visitor.click("#where label:nth-of-type(2)"))
+        visitor.driver.execute_script("window.scrollTo(0, 0)")
+        time.sleep(1)  # until the page has come to rest
+        visitor.driver.save_screenshot(str(folder / f"studio-{name}-{theme}.png"))
 
 
 def picked(visitor: Any) -> None:

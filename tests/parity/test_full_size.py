@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.random_weights import GUIDANCE_FEATURES, SIZES, make_text_encoder, make_unet
+from benchmarks.random_weights import make_text_encoder, make_unet
+from benchmarks.sizes import GUIDANCE_FEATURES, SIZES
 from ie_jax.models.architecture import text_config, unet_config, vae_config
 from ie_jax.models.shapes import text_encoder_shapes, unet_shapes, vae_shapes
 from ie_jax.models.text_encoder import TextEncoder
