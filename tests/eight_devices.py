@@ -29,7 +29,7 @@ from tests.tiny import SMALLEST_SDXL, shrink
 from tests.training import toy
 from tests.weights.models import SDXL, write_sdxl
 
-MESHES = {"1": (1, 1), "4 x 2": (8, 2)}
+MESHES = {"1": (1, 1), "4 x 2": (8, 2), "1 x 8": (8, 8)}
 """Devices, and how many of them share a copy of the weights."""
 COLLECTIVES = re.compile(
     r"(all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(-start)?\("
@@ -61,16 +61,20 @@ def compare(stage: Stage, params: Any, frozen: Any, batch: Any, leaves: int) -> 
         return {name: float(x) for name, x in metrics.items()}, gradient
 
     results: dict[str, Any] = {name: run(*shape) for name, shape in MESHES.items()}
-    (expected, gradient), (metrics, other) = results["1"], results["4 x 2"]
-    errors = {what: abs(x - expected[what]) / abs(expected[what]) for what, x in metrics.items()}
-    errors["gradient"] = float(np.linalg.norm(other - gradient) / np.linalg.norm(gradient))
+    expected, gradient = results.pop("1")
+    errors = {}
+    for name, (metrics, other) in results.items():
+        for what, x in metrics.items():
+            errors[f"{name} {what}"] = abs(x - expected[what]) / abs(expected[what])
+        far = float(np.linalg.norm(other - gradient) / np.linalg.norm(gradient))
+        errors[f"{name} gradient"] = far
     return errors
 
 
 def toy_step(argv: Sequence[str]) -> None:
     """A step of a few numbers."""
     stage = replace(toy.stage(), optimiser=optax.sgd(1.0))
-    frozen = {"scale": np.full((2, 1, 1), 2.0, np.float32)}
+    frozen = {"scale": np.full((8, 1, 1), 2.0, np.float32)}
 
     def prepare(frozen: Any, batch: Any, keys: Any) -> Any:
         return toy.prepare({"scale": frozen["scale"].mean()}, batch, keys)

@@ -29,6 +29,9 @@ def make_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
         accumulate: micro-batches that a device's share of a batch is computed in.
     """
 
+    # Of an axis of length 1 beside one that is left to it, XLA for GPUs makes an error.
+    split = not is_cut(mesh) or mesh.shape[DATA] > 1
+
     def on_device(
         state: State, frozen: Tree, batch: Mapping[str, Array], keys: Array
     ) -> tuple[State, Metrics]:
@@ -42,7 +45,8 @@ def make_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
         opt_state = state.opt_state
         for name, loss in stage.losses.items():
             value, extra, grads = mean_gradient(loss, tree(params), frozen, examples, accumulate)
-            value, extra, grads = lax.pmean((value, extra, grads), DATA)
+            if split:
+                value, extra, grads = lax.pmean((value, extra, grads), DATA)
             norm = optax.tree.norm(grads)
             updates, new_state = stage.optimiser.update(grads, opt_state, params)
             finite = jnp.isfinite(value) & jnp.isfinite(norm)
@@ -58,7 +62,9 @@ def make_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
     def step(
         state: State, frozen: Tree, batch: Mapping[str, Array], key: Array
     ) -> tuple[State, Metrics]:
-        items = jax.tree.leaves(batch)[0].shape[0]
+        keys = jax.random.split(key, jax.tree.leaves(batch)[0].shape[0])
+        if not split:
+            return on_device(state, frozen, batch, keys)
         sharded = jax.shard_map(
             on_device,
             mesh=mesh,
@@ -67,7 +73,7 @@ def make_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
             axis_names={DATA} if is_cut(mesh) else set(mesh.axis_names),
             check_vma=False,
         )
-        return sharded(state, frozen, batch, jax.random.split(key, items))
+        return sharded(state, frozen, batch, keys)
 
     return step
 
