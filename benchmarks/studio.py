@@ -87,7 +87,7 @@ def time_edits(visitor: Any, start: float) -> None:
     tell("first answer", begun, start)
     for share in (0.8, 0.6, 0.8, 0.6):
         begun = time.perf_counter()
-        visitor.edited(partial(visitor.drag, SLIDER, (0.95, 0.5), (share, 0.5)))
+        visitor.edited(partial(visitor.drag, SLIDER, (0.95, 0.5), (share, 0.5), 0))
         tell("strength moved", begun, start)
         visitor.edited(lambda: visitor.click("#undo"))
 

@@ -121,11 +121,11 @@ class Baselines:
 
     def encode(self, text: str) -> list[int]:
         """Token ids without padding."""
-        return list(self.tokenizer.clip(text)["input_ids"])
+        return self.tokenizer.encode(text)
 
     def decode(self, token: int) -> str:
         """The text of a token."""
-        return str(self.tokenizer.clip.decode([token]))
+        return self.tokenizer.decode(token)
 
     def latent(self, pixels: np.ndarray) -> jax.Array:
         """The posterior's mean, scaled: (1, h, w, c)."""

@@ -17,7 +17,15 @@ from typing import Any
 import jax
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["ie_jax.training.command", "tests.training.regression"])
+CONTEXT.set_forkserver_preload(
+    [
+        "ie_jax.training.command",
+        "ie_jax.editing.command",
+        "tests.training.regression",
+        "transformers.models.clip.tokenization_clip",  # programs import it when they read text
+        "grain",
+    ]
+)
 
 
 def devices(count: int) -> dict[str, str]:

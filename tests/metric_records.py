@@ -408,7 +408,7 @@ def clip_features(recording: MetricRecording, name: str, net: clip.Clip, record:
     pixels = np.stack([prepared(pair.result) for pair in pairs])
     ids = [net.ids(pair.target_prompt)[0] for pair in pairs]
     length = max(map(len, ids))
-    padding = net.tokenizer.pad_token_id
+    padding = net.tokenizer.pad
     padded = [np.pad(row, (0, length - len(row)), constant_values=padding) for row in ids]
     return {
         f"{name}.pixel_values_every_16": pixels[:, :, ::STRIDE, ::STRIDE],

@@ -45,15 +45,15 @@ class Words:
         self, tokenizer: Tokenizer, length: int, embed: Callable[[str], np.ndarray]
     ) -> None:
         """`embed` gives a prompt's embedding (tokens, width), for InfEdit."""
-        self.clip, self.length, self.embed = tokenizer.clip, length, embed
+        self.tokenizer, self.length, self.embed = tokenizer, length, embed
 
     def encode(self, text: str) -> list[int]:
         """Token ids without padding."""
-        return list(self.clip(text, truncation=True, max_length=self.length)["input_ids"])
+        return self.tokenizer.encode(text, self.length)
 
     def decode(self, token: int) -> str:
         """The text of a token."""
-        return str(self.clip.decode([token]))
+        return self.tokenizer.decode(token)
 
     def blend(self, source: str, target: str, config: EditConfig) -> Blend | infedit.Words | None:
         """Where the target may differ, without an axis for images; None: everywhere.

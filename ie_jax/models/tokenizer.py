@@ -1,10 +1,12 @@
 """Prompts to token ids, as the published code makes them."""
 
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 from jaxtyping import Int
 from tokenizers.normalizers import BertNormalizer
 
@@ -13,6 +15,9 @@ from ie_jax.files import need_file
 
 MOST = 20_000_000
 """Bytes of a tokenizer's file."""
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+"""Ends a token that ends a word."""
 
 
 class PromptCut(UserWarning):
@@ -31,6 +36,32 @@ def is_text(x: object) -> bool:
     return True
 
 
+def read_clip(folder: Path) -> tuple[tokenizers.Tokenizer, int]:
+    """CLIP's tokenizer, and the token that fills short prompts up.
+
+    `tokenizer.json` holds all of it. For `vocab.json` and `merges.txt` transformers knows the rest,
+    which takes a second to import.
+    """
+    whole = folder / "tokenizer.json"
+    if not whole.is_file():
+        from transformers import CLIPTokenizer
+
+        read = CLIPTokenizer.from_pretrained(str(folder))
+        return read.backend_tokenizer, read.pad_token_id
+    clip = tokenizers.Tokenizer.from_file(str(whole))
+    if getattr(clip.model, "end_of_word_suffix", None) != WORD_END:
+        raise ValueError(f"{whole.name} is of another kind")
+    clip.no_padding()
+    clip.no_truncation()
+    settings = folder / "tokenizer_config.json"
+    config = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    token = config.get("pad_token", END)
+    pad = clip.token_to_id(token["content"] if isinstance(token, dict) else token)
+    if pad is None:
+        raise ValueError(f"{whole.name} lacks the token {token!r}, which pads")
+    return clip, pad
+
+
 class Tokenizer:
     """CLIP's byte-pair tokenizer, read from an upstream `tokenizer/` folder.
 
@@ -47,9 +78,7 @@ class Tokenizer:
         try:
             for path in (*folder.glob("*.json"), *folder.glob("*.txt")):
                 need_file(path, MOST)
-            from transformers import CLIPTokenizer  # seconds to import: only where text is read
-
-            self.clip = CLIPTokenizer.from_pretrained(str(folder))
+            self.clip, self.pad = read_clip(folder)
         except UserError:
             raise
         except Exception as error:  # the library raises a different type per broken file
@@ -68,19 +97,29 @@ class Tokenizer:
             if not is_text(prompt):
                 raise UserError(f"the prompt {prompt!a} is no text: write it in UTF-8")
         cleaned = [self.clean.normalize_str(prompt) for prompt in prompts]
-        for prompt in cleaned:
+        ids = np.full((len(prompts), length), self.pad, np.int32)
+        for row, prompt in zip(ids, cleaned, strict=True):
             self.warn_if_cut(prompt, length)
-        encoded = self.clip(
-            cleaned, padding="max_length", max_length=length, truncation=True, return_tensors="np"
-        )
-        return np.asarray(encoded["input_ids"], np.int32)
+            found = self.encode(prompt, length)
+            row[: len(found)] = found
+        return ids
+
+    def encode(self, text: str, length: int | None = None) -> list[int]:
+        """Token ids of a text as it is, between start and end; at most `length` of them."""
+        ids = list(self.clip.encode(text).ids)
+        return ids if length is None or len(ids) <= length else [*ids[: length - 1], ids[-1]]
+
+    def decode(self, token: int) -> str:
+        """The text of a token."""
+        text = str(self.clip.decode([token], skip_special_tokens=False))
+        return text.replace(WORD_END, " ").strip()
 
     def warn_if_cut(self, prompt: str, length: int) -> None:
         """Say where a prompt ends for the text encoder, if that is before its end."""
-        encoded = self.clip(prompt, return_offsets_mapping=True, verbose=False)
-        count = len(encoded["input_ids"])
+        encoded = self.clip.encode(prompt)
+        count = len(encoded.ids)
         if count > length:
-            end = encoded["offset_mapping"][length - 2][1]  # the last place is the end token's
+            end = encoded.offsets[length - 2][1]  # the last place is the end token's
             rest = prompt[end:].partition(" ")[0]
             word = (prompt[:end] + rest).split()[-1]
             place = "inside" if rest else "after"

@@ -12,13 +12,11 @@ from ie_jax.errors import UserError
 from ie_jax.files import folder_appearing_whole
 from ie_jax.models.lora import lora_shapes
 from ie_jax.models.shapes import draw, text_encoder_shapes, unet_shapes, vae_shapes
-from ie_jax.models.tokenizer import Tokenizer
+from ie_jax.models.tokenizer import END, START, WORD_END, Tokenizer
 from ie_jax.weights.download import home
 from ie_jax.weights.facts import NOTHING, Facts
 from ie_jax.weights.folder import Pipeline, Weights, architecture
 
-START, END = "<|startoftext|>", "<|endoftext|>"
-AT_END = "</w>"
 PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
 # CLIP's tokenizer stands for unprintable bytes by the characters from 256 up.
 HIDDEN = tuple(b for b in range(256) if b not in PRINTABLE)
@@ -30,7 +28,7 @@ Pair = tuple[str, str]
 def spelled(word: str) -> list[str]:
     """A word as the tokens of its bytes."""
     letters = [LETTERS[b] for b in word.encode()]
-    return [*letters[:-1], letters[-1] + AT_END]
+    return [*letters[:-1], letters[-1] + WORD_END]
 
 
 def joined(tokens: Sequence[str], pair: Pair) -> list[str]:
@@ -61,7 +59,7 @@ def vocabulary(merges: Iterable[Pair]) -> dict[str, int]:
     of the text."""
     letters = LETTERS.values()
     merged = (first + second for first, second in merges)
-    tokens = [*letters, *(f"{c}{AT_END}" for c in letters), *merged, START, END]
+    tokens = [*letters, *(f"{c}{WORD_END}" for c in letters), *merged, START, END]
     return {token: i for i, token in enumerate(dict.fromkeys(tokens))}
 
 
@@ -102,6 +100,8 @@ def write_word_tokenizer(folder: Path, words: Sequence[str], model_max_length: i
         (new / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
         (new / "special_tokens_map.json").write_text(json.dumps(special), encoding="utf-8")
         if words:
+            # All of it in one file, which is read in no time.
+            Tokenizer(new).clip.save(str(new / "tokenizer.json"))
             check(new, words, tokens)
     return len(tokens)
 

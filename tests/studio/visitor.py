@@ -117,8 +117,15 @@ class Visitor:
         links = [str(x.get_attribute("href")) for x in self.all("#files a[download]")]
         return {link.rpartition("/")[2].replace("%20", " "): content(link) for link in links}
 
-    def drag(self, css: str, start: tuple[float, float], end: tuple[float, float]) -> None:
-        """Drag over an element, from and to shares of its width and height."""
+    def drag(
+        self,
+        css: str,
+        start: tuple[float, float],
+        end: tuple[float, float],
+        milliseconds: int = 250,
+    ) -> None:
+        """Drag over an element, from and to shares of its width and height; either move takes so
+        long."""
         element = self.one(css)
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
         width, height = element.rect["width"], element.rect["height"]
@@ -126,7 +133,7 @@ class Visitor:
         def offset(at: tuple[float, float]) -> tuple[int, int]:
             return round(width * (at[0] - 0.5)), round(height * (at[1] - 0.5))
 
-        actions = ActionChains(self.driver)
+        actions = ActionChains(self.driver, milliseconds)
         actions.move_to_element_with_offset(element, *offset(start)).click_and_hold()
         actions.move_to_element_with_offset(element, *offset(end)).release().perform()
 

@@ -29,7 +29,7 @@ class Clip:
     def __init__(self, folder: Path) -> None:
         """Raises UserError if the folder does not hold it, or torch is not installed."""
         self.model = pretrained("CLIPModel", folder)
-        self.tokenizer = Tokenizer(folder).clip
+        self.tokenizer = Tokenizer(folder)
 
     def ids(self, text: str, keep_end: bool = True) -> np.ndarray:
         """Token ids (1, n), n at most 77.
@@ -37,8 +37,8 @@ class Clip:
         Args:
             keep_end: the end token stays where a text is cut.
         """
-        ids = self.tokenizer(text, truncation=keep_end, max_length=TOKENS, verbose=False)
-        return np.asarray([ids["input_ids"][:TOKENS]])
+        ids = self.tokenizer.encode(text, TOKENS if keep_end else None)
+        return np.asarray([ids[:TOKENS]])
 
     def text(self, text: str, keep_end: bool = True) -> np.ndarray:
         """The features of a text, float32 (width)."""
