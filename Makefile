@@ -6,6 +6,9 @@ PIP_INSTALL := $(RUN) -m pip install --quiet --no-input --no-compile
 # Without a GPU the CPU build of torch is enough, and gigabytes smaller than the default one.
 TORCH := $(if $(shell command -v nvidia-smi),,torch==2.13.0)
 
+# Some containers ask Python to keep no bytecode: every start would compile thousands of files again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo studio test lint slow fuzz conformance bench wheels clean
 
 demo: $(VENV)/.runtime
