@@ -87,16 +87,21 @@ def optimised() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def little_garbage() -> None:
-    """What JAX keeps of the files before is not searched for garbage again and again, which took a
-    quarter of the time of the tests."""
+def collect_garbage() -> None:
+    """Collect it, and keep libraries' complaints about their own from the next file."""
     with warnings.catch_warnings():
-        # The hub's client leaves one open where a server refuses: not an error of the next file.
+        # The hub's client leaves one open where a server refuses.
         warnings.filterwarnings("ignore", "unclosed <socket", ResourceWarning)
         # Those of a page that was served and closed.
         warnings.filterwarnings("ignore", "unclosed event loop", ResourceWarning)
         gc.collect()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_garbage() -> None:
+    """What JAX keeps of the files before is not searched for garbage again and again, which took a
+    quarter of the time of the tests."""
+    collect_garbage()
     gc.freeze()
 
 
@@ -107,6 +112,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IE_JAX_HOME", str(folder))
         yield folder
+    collect_garbage()
 
 
 def recordings(kind: str = "") -> Path:

@@ -132,6 +132,7 @@ class Server:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else each file waits 40 ms for an acknowledgement
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
