@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import binary_dilation
 from tqdm import tqdm
 
 from ie_jax.config import parse
@@ -30,7 +31,6 @@ from ie_jax.progress import Stages
 DESCRIPTION = """masks: edit scenes of the embedded world without a mask, in the mask that is found
 and in the true one, and at several strengths; measure each result against the exact one."""
 TRUE, NONE = "true", "none"
-MASKS = (NONE, AUTO, TRUE)
 EQUAL = 60.0
 """dB that equal pictures get, whose PSNR is infinite."""
 SHOWN = 2
@@ -53,6 +53,8 @@ class MasksRequest:
     scenes: int = 128
     seed: int = 2026
     """Of the scenes: one that no model was trained on."""
+    margins: tuple[int, ...] = ()
+    """Pixels by which true masks are drawn too wide, as a person might: a row for each."""
     strengths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     batch_size: int = 16
     """Edits at once."""
@@ -94,15 +96,30 @@ def draw(seed: int, scenes: int) -> Edits:
     )
 
 
+def masks_of(edits: Edits, margins: Sequence[int]) -> dict[str, Any]:
+    """The masks to compare, by name: None, `auto`, or those of all edits, bool (n, h, w)."""
+    wider = {
+        f"{TRUE} + {margin} px": np.stack(
+            [binary_dilation(x, iterations=margin) for x in edits.masks]
+        )
+        for margin in margins
+    }
+    return {NONE: None, AUTO: AUTO, TRUE: edits.masks, **wider}
+
+
 def edited(
-    editor: Editor, edits: Edits, size: int, mask: str, strengths: Sequence[float], bar: Any
+    editor: Editor, edits: Edits, size: int, mask: Any, strengths: Sequence[float], bar: Any
 ) -> Any:
-    """Results, uint8 (n, strengths, h, w, 3), and where there is a mask those, bool (n, h, w)."""
+    """Results, uint8 (n, strengths, h, w, 3), and where there is a mask those, bool (n, h, w).
+
+    Args:
+        mask: see `masks_of`.
+    """
     ahead = iter(range(0, len(edits.tasks), size))
 
     def run(rows: np.ndarray) -> Any:
         tasks = [edits.tasks[i] for i in rows]
-        given: Any = {NONE: None, AUTO: AUTO, TRUE: list(edits.masks[rows])}[mask]
+        given = list(mask[rows]) if isinstance(mask, np.ndarray) else mask
         inversion = editor.invert(
             list(edits.pixels[rows]),
             [caption(task.edit.source) for task in tasks],
@@ -135,19 +152,20 @@ def measure(
     """Rows of both tables, and the results at full strength by mask."""
     size, rows = request.batch_size, {"mask": list[Any](), "strength": list[Any]()}
     shown = {"source": edits.pixels}
-    total = len(edits.tasks) * (len(MASKS) + 1)
+    masks = masks_of(edits, request.margins)
+    total = len(edits.tasks) * (len(masks) + 1)
     with tqdm(total=total, desc="edits", unit="edit", disable=request.quiet) as bar:
-        for mask in MASKS:
+        for name, mask in masks.items():
             result = edited(editor, edits, size, mask, [1.0], bar)
-            images, found = (result, None) if mask == NONE else result
+            images, found = (result, None) if name == NONE else result
             values = scores(model, size, images[:, 0], edits)
             none = np.full(len(edits.tasks), np.nan)
             values["iou"] = none if found is None else union_shares(found, edits.masks)
-            rows["mask"] += by_kind({"mask": mask}, values, edits.tasks)
-            if mask == AUTO and found is not None:
+            rows["mask"] += by_kind({"mask": name}, values, edits.tasks)
+            if name == AUTO and found is not None:
                 shown["found mask"] = mask_picture(found)
-            shown[f"mask: {mask}"] = images[:, 0]
-        images = edited(editor, edits, size, NONE, request.strengths, bar)
+            shown[f"mask: {name}"] = images[:, 0]
+        images = edited(editor, edits, size, None, request.strengths, bar)
         for i, strength in enumerate(request.strengths):
             values = scores(model, size, images[:, i], edits)
             rows["strength"] += by_kind({"strength": strength}, values, edits.tasks)
@@ -175,8 +193,8 @@ def masks(argv: Sequence[str]) -> None:
     """
     request, config, _ = parse(argv, DESCRIPTION, MasksRequest, MasksConfig)
     check_seed(request.seed)
-    if min(request.scenes, request.batch_size) < 1 or not request.strengths:
-        raise UserError("scenes, batch_size and strengths must be positive")
+    if min(request.scenes, request.batch_size, *request.margins) < 1 or not request.strengths:
+        raise UserError("scenes, batch_size, margins and strengths must be positive")
     output = Path(request.output)
     record = output / "results.json"
     check_folder(output, record, request.overwrite)

@@ -49,11 +49,12 @@ def test_tables_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(masks, "scores", scores)
     output = tmp_path / "out"
     argv = ["--scenes", "3", "--strengths", "0", "1", "--output", str(output), "--quiet"]
-    evaluation(["masks", *argv])
+    evaluation(["masks", *argv, "--margins", "2"])
     rows = json.loads((output / "results.json").read_text())
     whole = {row["mask"]: row for row in rows["mask"] if row["kind"] == "all"}
     assert whole["true"]["iou"]["mean"] == 1 and whole["none"]["iou"]["mean"] is None
     assert 0 < whole["auto"]["iou"]["mean"] < 1
+    assert 0.5 < whole["true + 2 px"]["iou"]["mean"] < 1
     share = whole["none"]["success"]
     assert share["mean"] == share["high"] == 1 and 0 < share["low"] < 1
     assert {row["strength"] for row in rows["strength"]} == {0.0, 1.0}
