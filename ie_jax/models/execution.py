@@ -61,8 +61,8 @@ class Execution:
     optimise: bool = True
     """False: on a CPU, programs are compiled sooner and run slower, for short runs."""
     sparing: bool = False
-    """True: on a CPU, programs are compiled for little memory, which takes longer. In bfloat16 the
-    compiler otherwise holds all weights in float32 too, as which a CPU multiplies them."""
+    """True: on a CPU, programs are compiled for little memory, which takes longer. In bfloat16
+    JAX 0.10's otherwise hold all weights in float32 too, as which a CPU multiplies them."""
 
     @property
     def remat_block(self) -> bool:
