@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -53,9 +54,10 @@ def read_clip(folder: Path) -> tuple[tokenizers.Tokenizer, int]:
         raise ValueError(f"{whole.name} is of another kind")
     clip.no_padding()
     clip.no_truncation()
-    settings = folder / "tokenizer_config.json"
-    config = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    token = config.get("pad_token", END)
+    config: dict[str, Any] = {}
+    for path in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
+        config |= json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    token = config.get("pad_token") or END
     pad = clip.token_to_id(token["content"] if isinstance(token, dict) else token)
     if pad is None:
         raise ValueError(f"{whole.name} lacks the token {token!r}, which pads")

@@ -29,7 +29,7 @@ def make_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
         accumulate: micro-batches that a device's share of a batch is computed in.
     """
 
-    # Of an axis of length 1 beside one that is left to it, XLA for GPUs makes an error.
+    # XLA for GPUs fails where one axis, of length 1, is split by hand and the other one by itself.
     split = not is_cut(mesh) or mesh.shape[DATA] > 1
 
     def on_device(

@@ -65,6 +65,9 @@ def test_the_token_that_pads_is_the_files(tmp_path: Path) -> None:
         (folder / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": token}))
         tokenizer = Tokenizer(folder)
         assert tokenizer([""], 4)[0].tolist()[2:] == [tokenizer.clip.token_to_id("!")] * 2
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": "!"}))
+    assert Tokenizer(folder).pad == tokenizer.pad
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": "<pad>"}))
     with pytest.raises(UserError, match=r"tokenizer\.json lacks the token '<pad>', which pads$"):
         Tokenizer(folder)
