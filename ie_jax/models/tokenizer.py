@@ -64,6 +64,11 @@ def read_clip(folder: Path) -> tuple[tokenizers.Tokenizer, int]:
     return clip, pad
 
 
+def cut(ids: list[int], length: int) -> list[int]:
+    """At most so many tokens: the first, and the end's."""
+    return ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
+
+
 class Tokenizer:
     """CLIP's byte-pair tokenizer, read from an upstream `tokenizer/` folder.
 
@@ -101,24 +106,24 @@ class Tokenizer:
         cleaned = [self.clean.normalize_str(prompt) for prompt in prompts]
         ids = np.full((len(prompts), length), self.pad, np.int32)
         for row, prompt in zip(ids, cleaned, strict=True):
-            self.warn_if_cut(prompt, length)
-            found = self.encode(prompt, length)
+            encoded = self.clip.encode(prompt)
+            self.warn_if_cut(prompt, encoded, length)
+            found = cut(encoded.ids, length)
             row[: len(found)] = found
         return ids
 
     def encode(self, text: str, length: int | None = None) -> list[int]:
         """Token ids of a text as it is, between start and end; at most `length` of them."""
-        ids = list(self.clip.encode(text).ids)
-        return ids if length is None or len(ids) <= length else [*ids[: length - 1], ids[-1]]
+        ids = self.clip.encode(text).ids
+        return ids if length is None else cut(ids, length)
 
     def decode(self, token: int) -> str:
         """The text of a token."""
         text = str(self.clip.decode([token], skip_special_tokens=False))
         return text.replace(WORD_END, " ").strip()
 
-    def warn_if_cut(self, prompt: str, length: int) -> None:
+    def warn_if_cut(self, prompt: str, encoded: tokenizers.Encoding, length: int) -> None:
         """Say where a prompt ends for the text encoder, if that is before its end."""
-        encoded = self.clip.encode(prompt)
         count = len(encoded.ids)
         if count > length:
             end = encoded.offsets[length - 2][1]  # the last place is the end token's

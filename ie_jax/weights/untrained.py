@@ -100,8 +100,8 @@ def write_word_tokenizer(folder: Path, words: Sequence[str], model_max_length: i
         (new / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
         (new / "special_tokens_map.json").write_text(json.dumps(special), encoding="utf-8")
         if words:
-            # All of it in one file, which is read in no time.
-            Tokenizer(new).clip.save(str(new / "tokenizer.json"))
+            # The same in one file, which is read without transformers.
+            Tokenizer(new).clip.save(str(new / "tokenizer.json"), pretty=False)
             check(new, words, tokens)
     return len(tokens)
 

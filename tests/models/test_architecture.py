@@ -4,54 +4,18 @@ from typing import Any
 
 import pytest
 
+from benchmarks.sizes import SIZES
 from ie_jax.errors import UserError
 from ie_jax.models.architecture import text_config, unet_config, vae_config
 from ie_jax.weights.untrained import RANDOM_CONFIGS
 
-# SD1.5's published unet/config.json
-SD15 = {
-    "_class_name": "UNet2DConditionModel",
-    "_diffusers_version": "0.6.0",
-    "act_fn": "silu",
-    "attention_head_dim": 8,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "center_input_sample": False,
-    "cross_attention_dim": 768,
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "downsample_padding": 1,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "in_channels": 4,
-    "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
-    "norm_eps": 1e-05,
-    "norm_num_groups": 32,
-    "out_channels": 4,
-    "sample_size": 64,
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-}
-
-
-# What SDXL's published unet/config.json has beside it
-SDXL_ADDED = {
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-SDXL = SDXL_ADDED | {
-    "attention_head_dim": [5, 10, 20],
-    "block_out_channels": [320, 640, 1280],
-    "cross_attention_dim": 2048,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "sample_size": 128,
-    "transformer_layers_per_block": [1, 2, 10],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "use_linear_projection": True,
-}
+SD15, SDXL = (SIZES[name].unet for name in ("sd15", "sdxl"))
+"""The published files of `unet/config.json`."""
+SDXL_ADDED = {name: SDXL[name] for name in SDXL if name.startswith(("addition_", "projection_"))}
 
 
 def test_sdxl() -> None:
-    config = unet_config(SD15 | SDXL)
+    config = unet_config(SDXL)
     assert (config.heads, config.transformer_layers) == ((5, 10, 20), (1, 2, 10))
     assert (config.size_features, config.pooled_features) == (256, 1280)
 

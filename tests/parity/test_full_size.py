@@ -21,7 +21,6 @@ from ie_jax.weights.formats import mapped_tensors
 from ie_jax.weights.names import TEXT_ENCODER
 from ie_jax.weights.names import UNET as UNET_NAMES
 from ie_jax.weights.names import VAE as VAE_NAMES
-from tests.models.test_architecture import SD15, SDXL
 from tests.parity.oracle import (
     arrays,
     diffusers,
@@ -49,18 +48,24 @@ def apply(f: Callable[..., Any], params: dict[str, Any], *inputs: Any) -> Any:
     return jax.jit(f)(jax.tree.unflatten(structure, leaves), *inputs)
 
 
+def upstream_eps(unet: Any, z: Any, t: Any, w: Any, text: Any, **added: Any) -> Any:
+    """What diffusers' UNet gives; `added` is SDXL's."""
+    with torch.no_grad():
+        return unet(
+            nchw(z),
+            torch.from_numpy(t),
+            torch.from_numpy(text),
+            timestep_cond=guidance(w, GUIDANCE_FEATURES),
+            added_cond_kwargs={name: torch.from_numpy(x) for name, x in added.items()},
+        ).sample
+
+
 def test_unet() -> None:
     upstream = randomised(make_unet(SIZES["sd15"].unet))
     config = unet_config(SIZES["sd15"].unet | {"time_cond_proj_dim": GUIDANCE_FEATURES})
     z, context = normal(1, 1, 32, 32, 4), normal(2, 1, 77, 768)
     t, w = np.asarray([519], np.int32), np.asarray([7], np.float32)
-    with torch.no_grad():
-        expected = upstream(
-            nchw(z),
-            torch.from_numpy(t),
-            torch.from_numpy(context),
-            timestep_cond=guidance(w, GUIDANCE_FEATURES),
-        ).sample
+    expected = upstream_eps(upstream, z, t, w, context)
     params = convert(arrays(upstream.state_dict()), UNET_NAMES, unet_shapes(config), "upstream")
     del upstream
     assert sum(x.size for x in jax.tree.leaves(params)) == 859_684_804
@@ -78,17 +83,7 @@ def test_sdxl_unet(tmp_path: Path) -> None:
     sizes[:] = 256, 384, 0, 8, 256, 256
     t, w = np.asarray([519], np.int32), np.asarray([7], np.float32)
     upstream = randomised(make_unet(SDXL_SIZE.unet))
-    with torch.no_grad():
-        expected = upstream(
-            nchw(z),
-            torch.from_numpy(t),
-            torch.from_numpy(text),
-            timestep_cond=guidance(w, GUIDANCE_FEATURES),
-            added_cond_kwargs={
-                "text_embeds": torch.from_numpy(pooled),
-                "time_ids": torch.from_numpy(sizes),
-            },
-        ).sample
+    expected = upstream_eps(upstream, z, t, w, text, text_embeds=pooled, time_ids=sizes)
     save_torch(upstream.state_dict(), tmp_path / "unet.safetensors")
     del upstream
     tensors = mapped_tensors(tmp_path / "unet.safetensors")
@@ -102,7 +97,7 @@ def test_sdxl_unet(tmp_path: Path) -> None:
 
 
 def test_sdxl_has_the_published_number_of_weights() -> None:
-    config = unet_config(SD15 | SDXL)
+    config = unet_config(SDXL_SIZE.unet)
     assert sum(x.size for x in jax.tree.leaves(unet_shapes(config))) == 2_567_463_684
 
 
