@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ie_jax.data.images import MAX_SIDE
-from ie_jax.data.world import TRAINING_SEEDS
+from ie_jax.data.world.scenes import TRAINING_SEEDS
 from ie_jax.errors import UserError
 
 
@@ -22,6 +22,8 @@ class DataConfig:
     """Of the world's scenes, below 1000: evaluation draws from the others."""
     world_scenes: int = 1_000_000
     """How many scenes of the world there are, those held out among them."""
+    world_pairs: float = 0.4
+    """Share of the world's scenes that have room for two objects."""
     split: str | None = None
     """A part of them: a folder in `path`, or a split of TFDS. None: all; train2014; train."""
     validation: int | str = 0
@@ -50,5 +52,7 @@ class DataConfig:
                 f"world_seed {self.world_seed} must be from 0 to {TRAINING_SEEDS[-1]}: the others "
                 "are for evaluation"
             )
+        if not 0 <= self.world_pairs <= 1:
+            raise UserError(f"world_pairs {self.world_pairs} must be from 0 to 1")
         if self.world_scenes < 1:
             raise UserError(f"world_scenes {self.world_scenes} must be 1 or more")

@@ -66,7 +66,9 @@ def divided(
         if made != size:
             raise UserError(f"{config.path}: holds latents of {made} pixels, not {size}")
     elif config.source == "world":
-        dataset = Scenes(config.world_seed, config.world_scenes, tokenizer, size)
+        dataset = Scenes(
+            config.world_seed, config.world_scenes, config.world_pairs, tokenizer, size
+        )
     else:
         source = open_source(config, split)
         if held_out and training:

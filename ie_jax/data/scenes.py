@@ -8,7 +8,9 @@ import numpy as np
 
 from ie_jax.data.loader import Batch
 from ie_jax.data.pictures import Tokenize
-from ie_jax.data.world import ATTRIBUTES, SIZE, Scene, caption, draw_scene, labels, render
+from ie_jax.data.world.captions import caption
+from ie_jax.data.world.drawing import render
+from ie_jax.data.world.scenes import ATTRIBUTES, SIZE, Scene, draw_scene, labels
 from ie_jax.errors import UserError
 
 
@@ -18,6 +20,8 @@ class Scenes:
 
     seed: int
     count: int
+    pairs: float
+    """Share of the scenes that have room for two objects."""
     tokenize: Tokenize
     size: int
     """Side of the pictures; must be the world's."""
@@ -36,11 +40,12 @@ class Scenes:
 
     def read(self, index: int, rng: np.random.Generator) -> tuple[str, tuple[np.ndarray, Scene]]:
         """Name, and picture with scene. Nothing is drawn from `rng`."""
-        scene = draw_scene(self.seed, index)
+        room = 2 if np.random.default_rng((index, self.seed)).random() < self.pairs else 1
+        scene = draw_scene(self.seed, index, room)
         return f"scene {self.seed}/{index}", (render(scene), scene)
 
     def batch(self, items: Sequence[tuple[np.ndarray, Scene]]) -> Batch:
-        """`pixels` uint8 (b, size, size, 3), `ids` int32 (b, n), and `labels` int32 (b, 4), the
+        """`pixels` uint8 (b, size, size, 3), `ids` int32 (b, n), and `labels` int32 (b, 7), the
         numbers of `ATTRIBUTES`' values."""
         numbers = [labels(scene) for _, scene in items]
         return {

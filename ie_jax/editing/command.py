@@ -16,7 +16,10 @@ from ie_jax.config import parse, plain
 from ie_jax.data.images import load_image, preprocess, read_rgb
 from ie_jax.data.masks import AUTO
 from ie_jax.data.panels import side_by_side
-from ie_jax.data.world import caption, draw_edit, draw_scene, render
+from ie_jax.data.world.captions import caption
+from ie_jax.data.world.drawing import render
+from ie_jax.data.world.edits import draw_edit
+from ie_jax.data.world.scenes import draw_scene
 from ie_jax.devices import Processes, batch_size, join, local_mesh, part
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor, EditResult, check_config

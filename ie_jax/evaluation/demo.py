@@ -11,7 +11,10 @@ from ie_jax.cli import run
 from ie_jax.config import parse
 from ie_jax.data.images import resized
 from ie_jax.data.panels import side_by_side
-from ie_jax.data.world import EDITS, Edit, caption, draw_edit, draw_scene, possible, render
+from ie_jax.data.world.captions import caption
+from ie_jax.data.world.drawing import render
+from ie_jax.data.world.edits import EDITS, Edit, draw_edit, possible
+from ie_jax.data.world.scenes import draw_scene
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.editing.images import check_writable, encoded

@@ -12,7 +12,10 @@ import numpy as np
 
 from ie_jax.config import parse_yaml
 from ie_jax.data.masks import mask_picture
-from ie_jax.data.world import Edit, caption, draw_scene, render
+from ie_jax.data.world.captions import caption
+from ie_jax.data.world.drawing import render
+from ie_jax.data.world.edits import Edit
+from ie_jax.data.world.scenes import draw_scene
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.images import encoded
 from ie_jax.editing.jobs import Job
@@ -20,7 +23,7 @@ from ie_jax.errors import UserError
 from ie_jax.evaluation.compare import KEPT, Protocol, Request, asked, compare
 from ie_jax.evaluation.model import model_folder
 from ie_jax.evaluation.runner import Case, write
-from ie_jax.evaluation.world import check_seed, one_edit_each
+from ie_jax.evaluation.world import check_places, check_seed, one_edit_each
 
 WORLD_METRICS = ("world_success", "psnr_truth", "psnr_outside", "world_perceptual_truth")
 DESCRIPTION = f"""world --methods: edit drawn scenes, one edit of each, by several methods and
@@ -38,6 +41,8 @@ class DrawnRequest(Request):
     """How many scenes."""
     scene_seed: int = 2026
     """Of the scenes; from 1000 up, as those below are training's."""
+    places: int = 1
+    """How many objects a scene has room for, 1 or 2."""
     batch_size: int | None = 16
     """Images at once, a multiple of the devices."""
 
@@ -67,16 +72,17 @@ def drawn_protocol(request: DrawnRequest, config: EditConfig) -> Protocol:
         UserError: the seed is one of training, there are no scenes, or no model.
     """
     check_seed(request.scene_seed)
+    check_places(request.places)
     if request.scenes < 1:
         raise UserError(f"--scenes {request.scenes} must be positive")
     seed, folder = request.scene_seed, Path(request.output) / PICTURES
-    scenes = [draw_scene(seed, i) for i in range(request.scenes)]
+    scenes = [draw_scene(seed, i, request.places) for i in range(request.scenes)]
     edits = {f"{i:05}": task.edit for i, task in enumerate(one_edit_each(scenes, seed))}
     return Protocol(
         "world",
         [case_of(edit, folder, name, config.seed) for name, edit in edits.items()],
         WORLD_METRICS,
-        f"scenes of seed {seed}",
+        f"scenes of seed {seed}" + (", with room for two objects" if request.places == 2 else ""),
         settings=usual_settings(),
         prepare=partial(write_pictures, edits, folder),
         world=model_folder(config.model),

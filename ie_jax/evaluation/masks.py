@@ -14,7 +14,10 @@ from tqdm import tqdm
 
 from ie_jax.config import parse
 from ie_jax.data.masks import AUTO, mask_picture
-from ie_jax.data.world import EDITS, caption, draw_scene, render
+from ie_jax.data.world.captions import caption
+from ie_jax.data.world.drawing import render
+from ie_jax.data.world.edits import EDITS
+from ie_jax.data.world.scenes import draw_scene
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.editing.images import encoded, write_errors
@@ -24,7 +27,15 @@ from ie_jax.evaluation.metrics.means import Values
 from ie_jax.evaluation.metrics.pixels import squared_error
 from ie_jax.evaluation.model import Model, load_model
 from ie_jax.evaluation.report import Column, Table, comma_separated, markdown, sheet
-from ie_jax.evaluation.world import ALL, Task, all_edits, by_kind, check_seed, score_edits
+from ie_jax.evaluation.world import (
+    ALL,
+    Task,
+    all_edits,
+    by_kind,
+    check_places,
+    check_seed,
+    score_edits,
+)
 from ie_jax.products import check_folder, leave
 from ie_jax.progress import Stages
 
@@ -53,6 +64,8 @@ class MasksRequest:
     scenes: int = 128
     seed: int = 2026
     """Of the scenes: one that no model was trained on."""
+    places: int = 1
+    """How many objects a scene has room for, 1 or 2."""
     margins: tuple[int, ...] = ()
     """Pixels by which true masks are drawn too wide, as a person might: a row for each."""
     strengths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -84,9 +97,9 @@ class Edits:
     """True where source and truth may differ."""
 
 
-def draw(seed: int, scenes: int) -> Edits:
-    """Every possible edit of the first scenes of a seed."""
-    tasks = all_edits([draw_scene(seed, i) for i in range(scenes)], seed)
+def draw(seed: int, scenes: int, places: int) -> Edits:
+    """Every possible edit of the first scenes of a seed, with room for so many objects."""
+    tasks = all_edits([draw_scene(seed, i, places) for i in range(scenes)], seed)
     edits = [task.edit for task in tasks]
     return Edits(
         tasks,
@@ -193,6 +206,7 @@ def masks(argv: Sequence[str]) -> None:
     """
     request, config, _ = parse(argv, DESCRIPTION, MasksRequest, MasksConfig)
     check_seed(request.seed)
+    check_places(request.places)
     if min(request.scenes, request.batch_size, *request.margins) < 1 or not request.strengths:
         raise UserError("scenes, batch_size, margins and strengths must be positive")
     output = Path(request.output)
@@ -201,7 +215,7 @@ def masks(argv: Sequence[str]) -> None:
     model = load_model(config.edit.model, config.edit)
     announce = Stages(request.quiet).before_the_bar
     editor = Editor.from_pretrained(config=config.edit, progress=False, announce=announce)
-    edits = draw(request.seed, request.scenes)
+    edits = draw(request.seed, request.scenes, request.places)
     rows, shown = measure(editor, model, edits, request)
     tables = [
         Table(name, title, (Column(name, name), KIND, *COLUMNS, *more), rows[name])

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ie_jax.data.world import SIZE
+from ie_jax.data.world.scenes import SIZE
 from ie_jax.diffusion.ddim import ddim, ddim_inversion
 from ie_jax.diffusion.schedule import Schedule, cumulative_alphas, make_schedule
 from ie_jax.diffusion.trajectory import generate, with_text

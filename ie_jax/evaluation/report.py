@@ -130,7 +130,8 @@ def comma_separated(table: Table) -> str:
 def tables(results: Mapping[str, Any]) -> list[Table]:
     """All tables of the world protocol."""
     edits, points = results["edits"], results["tradeoff"]["points"]
-    scenes, fewer = results["scenes"], results["tradeoff"]["scenes"]
+    what = "scenes" if results["settings"]["places"] == 1 else "scenes for two objects"
+    scenes, fewer = (f"{x['scenes']} {what}" for x in (results, results["tradeoff"]))
     kind = Column("edit", "kind")
     judged = [{"pictures": "real"} | results["classifier"]["accuracy"]]
     for entry in results["samples"]:
@@ -143,37 +144,37 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     return [
         Table(
             "reconstruction",
-            f"Reconstruction of {scenes} scenes, w = 0",
+            f"Reconstruction of {scenes}, w = 0",
             RECONSTRUCTION,
             results["reconstruction"],
         ),
         Table(
             "edits",
-            f"Edits of {scenes} scenes, all kinds together",
+            f"Edits of {scenes}, all kinds together",
             (*EDIT_FACTS, *SCORES),
             [row for row in edits if row["kind"] == "all"],
         ),
         Table(
             "edits-by-kind",
-            f"Edits of {scenes} scenes, by kind",
+            f"Edits of {scenes}, by kind",
             (kind, *EDIT_FACTS, *SCORES),
             sorted((row for row in edits if row["kind"] != "all"), key=lambda row: row["kind"]),
         ),
         Table(
             "tradeoff",
-            f"Strength of guidance, one edit of each of {fewer} scenes",
+            f"Strength of guidance, one edit of each of {fewer}",
             (*facts, Column("sweep", "sweep"), Column("value", "value"), *SCORES),
             curves,
         ),
         Table(
             "schedules",
-            f"Guidance schedules, one edit of each of {fewer} scenes",
+            f"Guidance schedules, one edit of each of {fewer}",
             (*facts, Column("schedule", "value"), *SCORES),
             schedules,
         ),
         Table(
             "classifier",
-            f"What the classifier sees in {scenes} pictures as their captions say",
+            f"What the classifier sees in pictures of {scenes} as their captions say",
             (Column("pictures", "pictures"), *attributes),
             judged,
         ),

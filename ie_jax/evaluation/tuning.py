@@ -15,7 +15,9 @@ import numpy as np
 import yaml
 
 from ie_jax.config import build, merged, parse, plain
-from ie_jax.data.world import caption, draw_scene, render
+from ie_jax.data.world.captions import caption
+from ie_jax.data.world.drawing import render
+from ie_jax.data.world.scenes import draw_scene
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.editing.images import check_place

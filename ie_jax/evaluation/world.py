@@ -35,19 +35,10 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from ie_jax.data.world import (
-    ATTRIBUTES,
-    EDITS,
-    TRAINING_SEEDS,
-    Edit,
-    Scene,
-    caption,
-    draw_edit,
-    draw_scene,
-    labels,
-    possible,
-    render,
-)
+from ie_jax.data.world.captions import caption
+from ie_jax.data.world.drawing import render
+from ie_jax.data.world.edits import EDITS, Edit, draw_edit, possible
+from ie_jax.data.world.scenes import ATTRIBUTES, TRAINING_SEEDS, Scene, draw_scene, labels
 from ie_jax.editing.config import EditConfig, GuiderConfig, RescalingConfig
 from ie_jax.errors import UserError
 from ie_jax.evaluation.batches import in_batches
@@ -95,8 +86,10 @@ hold many of them back."""
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """How reconstructions, edits and samples are made."""
+    """What scenes are drawn, and how reconstructions, edits and samples are made."""
 
+    places: int = 1
+    """How many objects a scene has room for, 1 or 2."""
     guidance: tuple[float, ...] = (0.0, 1.0, 1.0, 1.0)
     """Scale w of each generation step of edits."""
     guiders: tuple[GuiderConfig, ...] = GUIDERS
@@ -129,6 +122,7 @@ class WorldConfig:
     """Guidance schedules, each with and without guiders."""
 
     def __post_init__(self) -> None:
+        check_places(self.places)
         if not self.guiders:
             raise UserError("guiders is empty: guided edits need one")
         if any(len(schedule) != len(self.guidance) for schedule in self.schedules):
@@ -193,9 +187,15 @@ def check_seed(seed: int) -> None:
         raise UserError(f"seed {seed} must not be negative")
 
 
-def draw_source(model: Model, seed: int, count: int) -> Source:
-    """The first scenes of a seed."""
-    scenes = [draw_scene(seed, i) for i in range(count)]
+def check_places(places: int) -> None:
+    """Raise UserError unless scenes can have room for so many objects."""
+    if places not in (1, 2):
+        raise UserError(f"places {places} must be 1 or 2")
+
+
+def draw_source(model: Model, seed: int, count: int, places: int) -> Source:
+    """The first scenes of a seed, with room for so many objects."""
+    scenes = [draw_scene(seed, i, places) for i in range(count)]
     return Source(
         scenes,
         np.stack([render(scene) for scene in scenes]),
@@ -224,12 +224,12 @@ def one_edit_each(scenes: Sequence[Scene], seed: int) -> list[Task]:
 
 
 def label_rows(scenes: Sequence[Scene]) -> np.ndarray:
-    """Value numbers of scenes in the order of `ATTRIBUTES`: int (n, 4)."""
+    """Value numbers of scenes in the order of `ATTRIBUTES`: int (n, 7)."""
     return np.array([list(labels(scene).values()) for scene in scenes])
 
 
 def predicted(model: Model, size: int, pixels: np.ndarray) -> np.ndarray:
-    """The classifier's value numbers: int (n, 4)."""
+    """The classifier's value numbers: int (n, 7)."""
     rows: np.ndarray = in_batches(partial(predict, model.classifier), size, pixels)
     return rows
 
@@ -322,7 +322,7 @@ def score_edits(
     """
     truths = np.stack([render(edit.target) for edit in edits])
     each, whole = right(predicted(model, size, pixels), label_rows([edit.target for edit in edits]))
-    about = [list(ATTRIBUTES).index(EDITS[edit.kind]) for edit in edits]
+    about = [list(ATTRIBUTES).index(edit.attribute) for edit in edits]
     outside = ~np.stack([edit.mask for edit in edits])
     return {
         "success": whole,
@@ -511,7 +511,7 @@ def evaluate(
         raise UserError("scenes and batch_size must be positive")
     with stages(f"load {name}"):
         model = load_model(name, config.edit_config(name))
-    source = draw_source(model, seed, scenes)
+    source = draw_source(model, seed, scenes, config.places)
     with stages("classify real pictures"):
         real = accuracy(model, batch_size, source.pixels, source.scenes)
     reconstruction, reconstructed = measure_reconstruction(

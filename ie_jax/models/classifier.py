@@ -18,10 +18,13 @@ def classify(params: Mapping[str, Any], x: Image) -> Logits:
 
     Args:
         params: `vgg`, convolutions named as LPIPS names them, and `heads`, by attribute a `kernel`
-            (2 c, n) and `bias` (n,) on the last activations' maxima and means over the pixels.
+            (4 c, n) and `bias` (n,) on the last activations' maxima and means over the left and the
+            right half of the pixels: a scene may have an object in each.
     """
-    last = activations(params["vgg"], x)[-1]
-    pooled = jnp.concatenate([last.max(axis=(1, 2)), last.mean(axis=(1, 2))], axis=-1)
+    halves = jnp.array_split(activations(params["vgg"], x)[-1], 2, axis=2)
+    pooled = jnp.concatenate(
+        [pool for half in halves for pool in (half.max((1, 2)), half.mean((1, 2)))], axis=-1
+    )
     return {
         name: jnp.matmul(pooled, head["kernel"], precision=exact(pooled.dtype)) + head["bias"][None]
         for name, head in params["heads"].items()

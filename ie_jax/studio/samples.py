@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ie_jax.data.world import caption, draw_edit, draw_scene, possible, render
+from ie_jax.data.world.captions import caption
+from ie_jax.data.world.drawing import render
+from ie_jax.data.world.edits import draw_edit, possible
+from ie_jax.data.world.scenes import draw_scene
 from ie_jax.editing.images import save_image
 
 SEED = 2026

@@ -239,7 +239,10 @@ def judge_files(
 
 # --- The classifier -------------------------------------------------------------------------------
 
-VALUES: Mapping[str, int] = {"shape": 6, "colour": 9, "surface": 4, "background": 6}
+VALUES: Mapping[str, int] = {
+    **{"shape": 6, "colour": 9, "surface": 4, "background": 6},
+    **{"right_shape": 6, "right_colour": 9, "right_surface": 4},
+}
 """How many values each attribute of the world takes."""
 
 
@@ -251,7 +254,7 @@ def classifier_shapes(widths: Sequence[int], depths: Sequence[int]) -> dict[str,
         return jax.ShapeDtypeStruct(sides, np.float32)
 
     vgg = {name: x for name, x in lpips_shapes(widths, depths).items() if "conv" in name}
-    pooled = 2 * widths[-1]
+    pooled = 4 * widths[-1]
     heads = {name: {"kernel": shape(pooled, n), "bias": shape(n)} for name, n in VALUES.items()}
     return {"vgg": vgg, "heads": heads}
 

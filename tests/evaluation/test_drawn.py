@@ -6,26 +6,18 @@ import numpy as np
 import pytest
 
 from ie_jax.data.images import read_rgb
-from ie_jax.data.world import caption, draw_scene, labels, render
+from ie_jax.data.world.drawing import render
+from ie_jax.data.world.scenes import draw_scene
 from ie_jax.editing.config import EditConfig
 from ie_jax.errors import UserError
 from ie_jax.evaluation.__main__ import evaluation
 from ie_jax.evaluation.compare import ALL, Request, configs_of
 from ie_jax.evaluation.drawn import DrawnRequest, drawn_protocol, usual_settings
 from ie_jax.evaluation.lists import read_cases
-from ie_jax.evaluation.metrics.attributes import named
 from ie_jax.evaluation.metrics.table import METRICS, Judges, Pair
 from ie_jax.evaluation.model import model_folder
 from ie_jax.evaluation.tuning import GRIDS, best
 from ie_jax.methods.table import METHODS
-
-
-def test_captions_name_the_attributes_of_their_scenes() -> None:
-    scenes = [draw_scene(1000, i) for i in range(60)]
-    assert any(scene.empty for scene in scenes)
-    for scene in scenes:
-        for template in range(3):
-            assert named(caption(scene, template)) == list(labels(scene).values())
 
 
 def test_scenes_are_drawn_as_a_list_that_the_list_protocol_reads(tmp_path: Path) -> None:
@@ -89,6 +81,7 @@ def test_bad_input_is_told(tmp_path: Path) -> None:
         (["world", "--methods", "magic"], "'magic' is none of the methods ours, ddim"),
         (["world", "--methods", "ours", "--data", "x"], "--data is not of the world"),
         (["world", "--methods", "ours", "--scenes", "0"], "must be positive"),
+        (["world", "--methods", "ours", "--places", "0"], "places 0 must be 1 or 2"),
         (["world", "--methods", "ours", "--scene-seed", "3"], "seed 3 is one that models are"),
         (["world", "--methods=ours", "--model", "nowhere"], "no model or folder named 'nowhere'"),
         (["tune", "--methods", "magic"], "'magic' is none of the methods"),

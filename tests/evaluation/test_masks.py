@@ -61,3 +61,5 @@ def test_tables_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert {x.name for x in output.glob("*.png")} == {"masks.png", "strengths.png"}
     with pytest.raises(UserError, match="one that models are trained on"):
         evaluation(["masks", "--seed", "3", "--output", str(tmp_path / "other")])
+    with pytest.raises(UserError, match="places 3 must be 1 or 2"):
+        evaluation(["masks", "--places", "3", "--output", str(tmp_path / "other")])

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ie_jax.data.world import ATTRIBUTES, EDITS, TRAINING_SEEDS, draw_scene, possible
+from ie_jax.data.world.edits import EDITS, possible
+from ie_jax.data.world.scenes import ATTRIBUTES, TRAINING_SEEDS, draw_scene
 from ie_jax.errors import UserError
 from ie_jax.evaluation.__main__ import evaluation
 from ie_jax.evaluation.world import WorldConfig, all_edits, one_edit_each, trade_off_points
@@ -116,6 +117,7 @@ def test_seeds_of_training_are_refused(seed: int, tmp_path: Path) -> None:
         (["word"], "'word' is not a protocol: name one first: world"),
         (["world", "--scenes", "0"], "scenes and batch_size must be positive"),
         (["world", "--seed", "-1"], "seed -1 must not be negative"),
+        (["world", "--places", "3"], "places 3 must be 1 or 2"),
         (["world", "--model", "nowhere"], "no model or folder named 'nowhere'"),
         (["world", "--ddim-steps", "3"], "ddim_steps 3 must divide 1000"),
         (["world", "--schedules", "[[0, 1]]"], "schedules must have as many values"),
@@ -210,6 +212,18 @@ def test_what_is_written(output: Path, results: dict[str, Any]) -> None:
     files = {f"{name}.{suffix}" for name in tables for suffix in ("md", "csv")}
     found = {path.name for path in output.iterdir()}
     assert found - plots == {"results.json", "tables.md"} | pictures | files
+
+
+def test_edits_of_scenes_for_two_objects() -> None:
+    scenes = [draw_scene(1001, i, 2) for i in range(40)]
+    tasks = all_edits(scenes, 1001)
+    shown = [sum(not thing.empty for thing in scene.things) for scene in scenes]
+    assert len(tasks) == sum({0: 2, 1: 6, 2: 5}[n] for n in shown) and {0, 1, 2} == set(shown)
+    about = {(task.edit.kind, task.edit.attribute) for task in tasks}
+    assert about == {
+        *((kind, name) for kind, name in EDITS.items()),
+        *((kind, f"right_{name}") for kind, name in EDITS.items() if name != "background"),
+    }
 
 
 def test_edits_of_scenes() -> None:

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 from ie_jax.config import build as make
 from ie_jax.config import read_yaml
-from ie_jax.data.world import ATTRIBUTES, WORDS
+from ie_jax.data.world.captions import WORDS
+from ie_jax.data.world.scenes import ATTRIBUTES
 from ie_jax.devices import make_mesh
 from ie_jax.errors import UserError
 from ie_jax.models.classifier import classify

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ie_jax.data.world import ATTRIBUTES
+from ie_jax.data.world.captions import named
+from ie_jax.data.world.scenes import ATTRIBUTES
 from ie_jax.evaluation.metrics.means import Values
 from ie_jax.models.classifier import classify
 from ie_jax.models.pixels import Pixels, from_uint8
@@ -15,19 +16,9 @@ from ie_jax.models.pixels import Pixels, from_uint8
 
 @jax.jit
 def predict(params: Any, pixels: Pixels) -> jax.Array:
-    """The classifier's value numbers, in the order of `ATTRIBUTES`: int (b, 4)."""
+    """The classifier's value numbers, in the order of `ATTRIBUTES`: int (b, 7)."""
     logits = classify(params, from_uint8(pixels))
     return jnp.stack([logits[name].argmax(-1) for name in ATTRIBUTES], axis=-1)
-
-
-def named(caption: str) -> list[int]:
-    """The value numbers that a scene's caption names, in the order of `ATTRIBUTES`; `nothing` where
-    it names none."""
-    words = caption.split()
-    return [
-        next((i for i, value in enumerate(values) if value in words), len(values) - 1)
-        for values in ATTRIBUTES.values()
-    ]
 
 
 def success(classifier: Mapping[str, Any], picture: np.ndarray, caption: str) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from ie_jax.data.world import ATTRIBUTES
+from ie_jax.data.world.scenes import ATTRIBUTES
 from ie_jax.errors import UserError
 from ie_jax.models.classifier import classify
 from ie_jax.models.pixels import from_uint8
