@@ -13,7 +13,7 @@ from ie_jax.data.images import resized
 from ie_jax.data.panels import side_by_side
 from ie_jax.data.world.captions import caption
 from ie_jax.data.world.drawing import render
-from ie_jax.data.world.edits import EDITS, Edit, draw_edit, possible
+from ie_jax.data.world.edits import EDITS, Edit, draw_edit
 from ie_jax.data.world.scenes import draw_scene
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor
@@ -29,6 +29,9 @@ DESCRIPTION = """Invert and edit scenes of the embedded world with the model tha
 show source, reconstruction, plain edit, guided edit and the exact result side by side."""
 SEED = 2026
 ZOOM = 4
+PLACES: Mapping[str, int] = {"add_object": 2, "delete_object": 2, "change_color": 2}
+"""Room for objects in the scenes, where it is not 1. An object that is added to a scene for two has
+a place that the caption tells."""
 MEASURES = ("psnr_to_truth", "psnr_outside_mask")
 
 
@@ -63,7 +66,8 @@ def sample_edits() -> list[Edit]:
     edits: list[Edit] = []
     index = 0
     for kind in EDITS:
-        while not possible(scene := draw_scene(SEED, index), kind):
+        places = PLACES.get(kind, 1)
+        while (scene := draw_scene(SEED, index, places)).free != (kind == "add_object"):
             index += 1
         edits.append(draw_edit(scene, kind, SEED, index))
         index += 1

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from ie_jax.data.world.captions import caption
 from ie_jax.data.world.drawing import render
-from ie_jax.data.world.edits import draw_edit, possible
+from ie_jax.data.world.edits import draw_edit
 from ie_jax.data.world.scenes import draw_scene
 from ie_jax.editing.images import save_image
 
 SEED = 2026
-KINDS = ("change_color", "change_object", "change_background", "delete_object")
+KINDS = {"change_color": 1, "change_object": 1, "change_background": 1, "delete_object": 2}
+"""Of edits, and how many objects their scenes show."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ def draw_samples(folder: Path) -> list[Sample]:
     """A scene for each kind of edit, written into a folder."""
     samples: list[Sample] = []
     index = 0
-    for kind in KINDS:
-        while not possible(scene := draw_scene(SEED, index), kind) or scene.empty:
+    for kind, places in KINDS.items():
+        while (scene := draw_scene(SEED, index, places)).free:
             index += 1
         edit = draw_edit(scene, kind, SEED, index)
         path = folder / f"scene-{index}.png"

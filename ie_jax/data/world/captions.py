@@ -14,15 +14,14 @@ EMPTY_TEMPLATES = (
     "{background} with nothing",
 )
 SIDE_TEMPLATES = (
-    "{thing} at the {side} of {background}",
-    "a picture of {thing} at the {side} of {background}",
+    *["{thing} at the {side} of {background}"] * 2,
     "{background} with {thing} at the {side}",
 )
 PAIR_TEMPLATES = (
-    "{left} left of {right} on {background}",
-    "{left} left of {right} on {background}",
+    *["{left} left of {right} on {background}"] * 2,
     "{background} with {left} left of {right}",
 )
+"""Without "a picture of", for which 16 tokens are too few."""
 SIDES = ("left", "right")
 WORDS = sorted(
     {

@@ -126,6 +126,11 @@ class Scene:
         """Whether there is no object."""
         return all(thing.empty for thing in self.things)
 
+    @property
+    def free(self) -> int:
+        """How many objects can be added."""
+        return sum(thing.empty for thing in self.things)
+
 
 def draw_scene(seed: int, index: int, places: int = 1) -> Scene:
     """The scene of a number: a function of seed and index, both at least 0.
