@@ -16,7 +16,6 @@ from ie_jax.config import parse
 from ie_jax.data.masks import AUTO, mask_picture
 from ie_jax.data.world.captions import caption
 from ie_jax.data.world.drawing import render
-from ie_jax.data.world.edits import EDITS
 from ie_jax.data.world.scenes import draw_scene
 from ie_jax.editing.config import EditConfig
 from ie_jax.editing.editor import Editor
@@ -35,6 +34,7 @@ from ie_jax.evaluation.world import (
     check_places,
     check_seed,
     score_edits,
+    some_of_each_kind,
 )
 from ie_jax.products import check_folder, leave
 from ie_jax.progress import Stages
@@ -188,8 +188,7 @@ def measure(
 
 def pictures(shown: Mapping[str, np.ndarray], edits: Edits) -> dict[str, np.ndarray]:
     """Sheets of some edits of each kind: by mask and by strength."""
-    kinds = [task.edit.kind for task in edits.tasks]
-    picked = [i for kind in EDITS for i in [j for j, k in enumerate(kinds) if k == kind][:SHOWN]]
+    picked = some_of_each_kind([task.edit for task in edits.tasks], SHOWN)
 
     def some(word: str) -> dict[str, np.ndarray]:
         names = [name for name in shown if name in ("source", "truth") or word in name]

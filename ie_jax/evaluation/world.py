@@ -223,6 +223,17 @@ def one_edit_each(scenes: Sequence[Scene], seed: int) -> list[Task]:
     return tasks
 
 
+def some_of_each_kind(edits: Sequence[Edit], count: int) -> list[int]:
+    """Numbers of edits to show, those of a kind together; mostly of other scenes than those of the
+    kind before."""
+    picked: list[int] = []
+    for n, kind in enumerate(EDITS):
+        numbers = [i for i, edit in enumerate(edits) if edit.kind == kind]
+        first = max(0, min(n * count, len(numbers) - count))
+        picked += numbers[first : first + count]
+    return picked
+
+
 def label_rows(scenes: Sequence[Scene]) -> np.ndarray:
     """Value numbers of scenes in the order of `ATTRIBUTES`: int (n, 7)."""
     return np.array([list(labels(scene).values()) for scene in scenes])
@@ -365,9 +376,7 @@ def measure_edits(
     pixels, ids, noise = source.pixels[at], source.ids[at], source.noise[at]
     truths = np.stack([render(edit.target) for edit in edits])
     targets = model.plain.ids([caption(edit.target) for edit in edits])[:, None]
-    picked = [
-        i for kind in EDITS for i in [j for j, x in enumerate(edits) if x.kind == kind][:PER_KIND]
-    ]
+    picked = some_of_each_kind(edits, PER_KIND)
     rows: list[Results] = []
     shown: Pictures = {"source": pixels[picked]}
     strengths = {

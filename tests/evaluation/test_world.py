@@ -16,7 +16,13 @@ from ie_jax.data.world.edits import EDITS, possible
 from ie_jax.data.world.scenes import ATTRIBUTES, TRAINING_SEEDS, draw_scene
 from ie_jax.errors import UserError
 from ie_jax.evaluation.__main__ import evaluation
-from ie_jax.evaluation.world import WorldConfig, all_edits, one_edit_each, trade_off_points
+from ie_jax.evaluation.world import (
+    WorldConfig,
+    all_edits,
+    one_edit_each,
+    some_of_each_kind,
+    trade_off_points,
+)
 from ie_jax.models.lora import lora_shapes
 from ie_jax.models.shapes import draw
 from ie_jax.weights.facts import Facts, as_metadata
@@ -236,6 +242,14 @@ def test_edits_of_scenes() -> None:
     same = {(task.number, task.edit.kind): task.edit.target for task in tasks}
     for task in one_edit_each(scenes, 1001):
         assert same[task.number, task.edit.kind] == task.edit.target
+
+
+def test_edits_that_are_shown() -> None:
+    edits = [task.edit for task in all_edits([draw_scene(1001, i) for i in range(40)], 1001)]
+    picked = some_of_each_kind(edits, 2)
+    assert [edits[i].kind for i in picked] == [kind for kind in EDITS for _ in range(2)]
+    shown = [edits[i].source for i in picked if edits[i].kind != "add_object"]
+    assert len({id(scene) for scene in shown}) > len(shown) - 2
 
 
 def test_points_of_the_trade_off() -> None:

@@ -48,6 +48,7 @@ def caption(scene: Scene, template: int | None = None) -> str:
     bare = f"{scene.background} background"
     words = {"bare": bare, "background": f"{article} {bare}"}
     shown = [(side, o) for side, o in zip(SIDES, scene.things, strict=False) if not o.empty]
+    templates: tuple[str, ...]
     match [THING.format(**vars(thing)) for _, thing in shown]:
         case []:
             templates = EMPTY_TEMPLATES
