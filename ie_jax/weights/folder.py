@@ -357,7 +357,8 @@ def write_parts(
     vae_scaling: float | None = None,
 ) -> None:
     """Write a copy of a model folder with some parts new. It appears whole or not at all, in place
-    of an older model; it may be the source folder itself.
+    of an older model; it may be the source folder itself. With a new forward LoRA, those that were
+    fine-tuned from the one before are left out.
 
     Args:
         parts: the new parts, nested dicts of numpy or JAX arrays. Networks are written as float32,
@@ -371,6 +372,9 @@ def write_parts(
     check_replaceable(folder)
     with folder_appearing_whole(folder) as new:
         copy_model_files(source_folder, new)
+        if "forward" in parts:
+            for path in new.glob("*forward*.safetensors"):
+                path.unlink()
         for name, tree in parts.items():
             path = new / PARTS[name]
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -114,6 +114,14 @@ def test_stages_fill_a_folder(plan: Path, tmp_path: Path) -> None:
             assert read_metadata(folder / PARTS[part])["stage"] == str(i)
 
 
+def test_a_new_pair_leaves_fine_tuned_models_behind(model: Path, tmp_path: Path) -> None:
+    (model / "ablation-l2-forward.safetensors").write_bytes((model / PARTS["forward"]).read_bytes())
+    write_parts(tmp_path / "new", model, some("forward", "backward"), {})
+    assert [x.name for x in (tmp_path / "new").glob("*forward*")] == [PARTS["forward"]]
+    write_parts(tmp_path / "same", model, some("backward"), {})
+    assert (tmp_path / "same" / PARTS["fine_tuned"]).is_file()
+
+
 def test_the_scale_of_latents(model: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
     write_parts(new, model, some("vae"), {}, vae_scaling=0.75)
