@@ -40,8 +40,9 @@ class Scenes:
 
     def read(self, index: int, rng: np.random.Generator) -> tuple[str, tuple[np.ndarray, Scene]]:
         """Name, and picture with scene. Nothing is drawn from `rng`."""
-        room = 2 if np.random.default_rng((index, self.seed)).random() < self.pairs else 1
-        scene = draw_scene(self.seed, index, room)
+        # Another generator than the scene's, so that what it shows does not depend on the draw.
+        drawn = np.random.default_rng((index, self.seed)).random()
+        scene = draw_scene(self.seed, index, 2 if drawn < self.pairs else 1)
         return f"scene {self.seed}/{index}", (render(scene), scene)
 
     def batch(self, items: Sequence[tuple[np.ndarray, Scene]]) -> Batch:

@@ -34,7 +34,7 @@ from ie_jax.weights.layout import (
 from ie_jax.weights.lora_files import read_lora, write_lora
 from ie_jax.weights.names import TEXT_ENCODER, UNET, VAE
 from ie_jax.weights.original import PREFIXES, part_of
-from ie_jax.weights.published import Files
+from ie_jax.weights.published import FORWARDS, Files
 
 Tree = Any
 TABLES = {
@@ -373,7 +373,7 @@ def write_parts(
     with folder_appearing_whole(folder) as new:
         copy_model_files(source_folder, new)
         if "forward" in parts:
-            for path in new.glob("*forward*.safetensors"):
+            for path in new.glob(FORWARDS):
                 path.unlink()
         for name, tree in parts.items():
             path = new / PARTS[name]

@@ -29,7 +29,15 @@ from ie_jax.errors import UserError
 from ie_jax.weights.download import files_like, home, unpack
 from ie_jax.weights.formats import VARIANTS, names, read_json, weight_file
 from ie_jax.weights.original import is_checkpoint
-from ie_jax.weights.published import FINE_TUNED, HUB_SD15, HUB_SDXL, TEACHER, TEACHER_SDXL, Files
+from ie_jax.weights.published import (
+    FINE_TUNED,
+    FORWARDS,
+    HUB_SD15,
+    HUB_SDXL,
+    TEACHER,
+    TEACHER_SDXL,
+    Files,
+)
 
 PIPELINE, PIPELINE_SDXL = (hub.rpartition("/")[2] for hub in (HUB_SD15, HUB_SDXL))
 KINDS = {PIPELINE: (TEACHER, "iCD-SD15"), PIPELINE_SDXL: (TEACHER_SDXL, "iCD-SDXL")}
@@ -177,7 +185,7 @@ def find_files(folder: Path, *, forward: str | None = None, backward: str | None
         return found[0] if found else folder
 
     teacher = choose(f"{unet}*.tar.gz", f"{unet}.safetensors", f"{unet}.pt")
-    forwards = [glob.escape(forward)] if forward else [FINE_TUNED, "*forward*.safetensors"]
+    forwards = [glob.escape(forward)] if forward else [FINE_TUNED, FORWARDS]
     backwards = [glob.escape(backward)] if backward else ["*reverse*.safetensors"]
     files = Files(
         pipeline=pipeline,

@@ -54,6 +54,8 @@ TWO_TEXT_FILES = (
     "scheduler/scheduler_config.json",
 )
 FINE_TUNED = "finetuned_forward_model.safetensors"
+FORWARDS = "*forward*.safetensors"
+"""Of a folder: the LoRAs of forward models, that one among them."""
 TEACHER, TEACHER_SDXL = "sd15_cfg_distill", "sdxl_cfg_distill"
 
 
@@ -208,7 +210,7 @@ class Files:
 
 
 def _forward(archive: str) -> ArchivedFile:
-    return ArchivedFile(archive, "*forward*.safetensors")
+    return ArchivedFile(archive, FORWARDS)
 
 
 def _backward(archive: str) -> ArchivedFile:

@@ -4,11 +4,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from ie_jax.data.world.captions import TEMPLATES, caption, named
+from ie_jax.data.world.captions import (
+    EMPTY_TEMPLATES,
+    PAIR_TEMPLATES,
+    SIDE_TEMPLATES,
+    TEMPLATES,
+    caption,
+    named,
+)
 from ie_jax.data.world.drawing import render
 from ie_jax.data.world.scenes import (
     ATTRIBUTES,
     OBJECT,
+    WORDINGS,
     draw_scene,
     labels,
 )
@@ -38,6 +46,11 @@ def test_a_lone_object_is_the_first_unless_it_lies_at_the_right() -> None:
 def test_a_caption_has_several_wordings() -> None:
     scene = next(scene for i in range(9) if not (scene := draw_scene(6, i)).empty)
     assert len({caption(scene, i) for i in range(len(TEMPLATES))}) == len(TEMPLATES)
+
+
+def test_each_kind_of_scene_has_as_many_wordings_as_scenes_draw_from() -> None:
+    for templates in (TEMPLATES, EMPTY_TEMPLATES, SIDE_TEMPLATES, PAIR_TEMPLATES):
+        assert len(templates) == WORDINGS
 
 
 def test_articles_suit_the_words_after_them() -> None:
