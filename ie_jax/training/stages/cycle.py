@@ -77,7 +77,9 @@ class CycleConfig:
     distance: Literal["lpips", "huber", "l2"] = "lpips"
     """What the cycle loss compares by: LPIPS between patches of images, or latents."""
     latent_distance: Literal["huber", "l2"] = "huber"
-    """What distillation and preservation compare latents by."""
+    """What distillation and preservation compare latents by, and the cycle loss beside LPIPS."""
+    latent_weight: float = 0.0
+    """Weight of `latent_distance` between latents, added to LPIPS in the cycle loss."""
     target: Literal["decoded", "image"] = "decoded"
     """What LPIPS compares with: the decoded latent of the image, as published, or the image."""
     patch_size: int = 224
@@ -111,6 +113,13 @@ class CycleConfig:
         weights = (self.cycle_weight, self.preservation_weight, self.distillation_weight)
         if min(weights) < 0 or max(weights) == 0:
             raise UserError("the weights of the losses must not be negative, nor all be 0")
+        if self.latent_weight < 0:
+            raise UserError("latent_weight must not be negative")
+        if self.latent_weight and self.distance != "lpips":
+            raise UserError(
+                f"latent_weight is what latents add to LPIPS: it must be 0 with distance "
+                f"{self.distance}"
+            )
         if self.patch_size < 1 or self.patch_stride < 1:
             raise UserError("patch_size and patch_stride must be positive")
         if self.grid_steps < 2 or not 0 <= self.grid_start < min(self.boundaries, default=0):
@@ -247,7 +256,11 @@ def cycle_distance(
         return distance(decoded(networks, frozen.vae, z), target)
 
     remat = networks.execution.remat_call or networks.execution.remat_block
-    return (jax.checkpoint(of_decoded) if remat else of_decoded)(z)
+    of_images = (jax.checkpoint(of_decoded) if remat else of_decoded)(z)
+    if not config.latent_weight:
+        return of_images
+    of_latents = LATENT[config.latent_distance](z, example.latents)
+    return of_images + config.latent_weight * of_latents
 
 
 def make_loss(

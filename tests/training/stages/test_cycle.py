@@ -18,6 +18,7 @@ from ie_jax.training.stage import Stage
 from ie_jax.training.stages.cycle import (
     CycleConfig,
     Frozen,
+    cycle_distance,
     cycle_schedule,
     cycle_stage,
     evaluate,
@@ -137,6 +138,21 @@ def test_the_sum_is_the_sum_though_its_calls_are_one_scan(world: World) -> None:
     )
 
 
+def test_a_distance_between_latents_can_be_added_to_lpips(world: World) -> None:
+    example = world.prepare(world.frozen, world.batch, world.keys)
+    z = example.latents + 0.1
+
+    @jax.jit
+    def distances(z: Any) -> Any:
+        huber = replace(CONFIG, distance="huber")
+        configs = (CONFIG, replace(CONFIG, latent_weight=0.5), huber)
+        return [cycle_distance(x, world.networks, world.frozen, example, z) for x in configs]
+
+    lpips, both, huber = distances(z)
+    assert (lpips > 0).all() and (huber > 0).all()
+    np.testing.assert_allclose(both, lpips + 0.5 * huber, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_the_gradient_of_the_sum_is_the_sum_of_gradients(world: World) -> None:
     """`make test` trains by it: in tests/training/test_command.py every factor changes."""
@@ -184,6 +200,8 @@ def test_evaluation_measures_the_reconstruction(world: World) -> None:
     [
         ({"cycle_weight": -1.0}, "must not be negative"),
         (dict.fromkeys(("cycle_weight", "preservation_weight", "distillation_weight"), 0.0), "all"),
+        ({"latent_weight": -1.0}, "must not be negative"),
+        ({"latent_weight": 1.0, "distance": "huber"}, "must be 0 with distance huber"),
         ({"patch_stride": 0}, "positive"),
         ({"grid_steps": 1}, "grid"),
         ({"grid_start": 300}, "grid"),
