@@ -39,7 +39,7 @@ from ie_jax.data.world.captions import caption
 from ie_jax.data.world.drawing import render
 from ie_jax.data.world.edits import EDITS, Edit, draw_edit, possible
 from ie_jax.data.world.scenes import ATTRIBUTES, TRAINING_SEEDS, Scene, draw_scene, labels
-from ie_jax.editing.config import EditConfig, GuiderConfig, RescalingConfig
+from ie_jax.editing.config import EditConfig, GuiderConfig, GuiderOptions, RescalingConfig
 from ie_jax.errors import UserError
 from ie_jax.evaluation.batches import in_batches
 from ie_jax.evaluation.metrics.attributes import predict, right
@@ -78,7 +78,7 @@ SHOWN = 8
 SHARES = ("success", "changed", "finite")
 """Scores that are 0 or 1 of an edit."""
 
-GUIDERS = (GuiderConfig("features_map_l2", 8.0),)
+GUIDERS = (GuiderConfig("features_map_l2", (8.0, 8.0, 8.0, 0.0), GuiderOptions(block="mid")),)
 RESCALING = RescalingConfig(init_setup=(0.0, 0.5))
 """What keeps most of the source in this world and lets edits be. The published guiders and bound
 hold many of them back."""
