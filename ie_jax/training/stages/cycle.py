@@ -111,14 +111,12 @@ class CycleConfig:
 
     def __post_init__(self) -> None:
         weights = (self.cycle_weight, self.preservation_weight, self.distillation_weight)
-        if min(weights) < 0 or max(weights) == 0:
+        if min(*weights, self.latent_weight) < 0 or max(weights) == 0:
             raise UserError("the weights of the losses must not be negative, nor all be 0")
-        if self.latent_weight < 0:
-            raise UserError("latent_weight must not be negative")
         if self.latent_weight and self.distance != "lpips":
             raise UserError(
-                f"latent_weight is what latents add to LPIPS: it must be 0 with distance "
-                f"{self.distance}"
+                "latent_weight adds to LPIPS a distance between latents: "
+                f"it must be 0 with distance {self.distance}"
             )
         if self.patch_size < 1 or self.patch_stride < 1:
             raise UserError("patch_size and patch_stride must be positive")
