@@ -11,12 +11,15 @@ from ie_jax.config import parse
 from ie_jax.editing.images import check_place, write_errors
 from ie_jax.errors import UserError
 from ie_jax.evaluation.drawn import drawn
-from ie_jax.evaluation.masks import masks
 from ie_jax.evaluation.protocols import listed, photos, pie
-from ie_jax.evaluation.report import environment, write_plots, write_sheets, write_tables
+from ie_jax.evaluation.report import environment
 from ie_jax.evaluation.runner import write
 from ie_jax.evaluation.tuning import tune
-from ie_jax.evaluation.world import WorldConfig, check_seed, evaluate
+from ie_jax.evaluation.world.config import WorldConfig
+from ie_jax.evaluation.world.masks import masks
+from ie_jax.evaluation.world.protocol import evaluate
+from ie_jax.evaluation.world.report import write_plots, write_sheets, write_tables
+from ie_jax.evaluation.world.tasks import check_seed
 from ie_jax.products import OWN, check_folder
 from ie_jax.progress import Stages
 

@@ -20,7 +20,7 @@ from ie_jax.editing.editor import Editor
 from ie_jax.editing.images import check_writable, encoded
 from ie_jax.errors import UserError
 from ie_jax.evaluation.metrics.pixels import psnr_of, squared_error
-from ie_jax.evaluation.world import GUIDERS, RESCALING
+from ie_jax.evaluation.world.config import GUIDERS, RESCALING
 from ie_jax.models.execution import Execution
 from ie_jax.products import check_free, leave
 from ie_jax.progress import Stages

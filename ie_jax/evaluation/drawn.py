@@ -21,9 +21,9 @@ from ie_jax.editing.images import encoded
 from ie_jax.editing.jobs import Job
 from ie_jax.errors import UserError
 from ie_jax.evaluation.compare import KEPT, Protocol, Request, asked, compare
-from ie_jax.evaluation.model import model_folder
 from ie_jax.evaluation.runner import Case, write
-from ie_jax.evaluation.world import check_places, check_seed, one_edit_each
+from ie_jax.evaluation.world.model import model_folder
+from ie_jax.evaluation.world.tasks import check_places, check_seed, one_edit_each
 
 WORLD_METRICS = ("world_success", "psnr_truth", "psnr_outside", "world_perceptual_truth")
 DESCRIPTION = f"""world --methods: edit drawn scenes, one edit of each, by several methods and

@@ -26,9 +26,9 @@ from ie_jax.evaluation.batches import in_batches
 from ie_jax.evaluation.compare import ALL, refuse_unknown
 from ie_jax.evaluation.drawn import config_of_world
 from ie_jax.evaluation.metrics.table import Judges, Pair, measured
-from ie_jax.evaluation.model import model_folder
 from ie_jax.evaluation.runner import write
-from ie_jax.evaluation.world import Task, check_seed, one_edit_each
+from ie_jax.evaluation.world.model import model_folder
+from ie_jax.evaluation.world.tasks import Task, check_seed, one_edit_each
 from ie_jax.progress import Stages
 from ie_jax.weights.layout import PARTS
 from ie_jax.weights.load import load_pipeline, use_compilation_cache

@@ -15,8 +15,8 @@ from ie_jax.data.masks import AUTO
 from ie_jax.editing.config import EditConfig, GuiderConfig, RescalingConfig
 from ie_jax.editing.editor import Editor
 from ie_jax.errors import UserError
-from ie_jax.evaluation.world import GUIDERS as WORLD_GUIDERS
-from ie_jax.evaluation.world import RESCALING as WORLD_RESCALING
+from ie_jax.evaluation.world.config import GUIDERS as WORLD_GUIDERS
+from ie_jax.evaluation.world.config import RESCALING as WORLD_RESCALING
 from ie_jax.methods.inverse_and_edit import Inversion
 from ie_jax.progress import Stages
 from ie_jax.weights.facts import WORLD, Facts

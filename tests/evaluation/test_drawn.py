@@ -15,8 +15,8 @@ from ie_jax.evaluation.compare import ALL, Request, configs_of
 from ie_jax.evaluation.drawn import DrawnRequest, drawn_protocol, usual_settings
 from ie_jax.evaluation.lists import read_cases
 from ie_jax.evaluation.metrics.table import METRICS, Judges, Pair
-from ie_jax.evaluation.model import model_folder
 from ie_jax.evaluation.tuning import GRIDS, best
+from ie_jax.evaluation.world.model import model_folder
 from ie_jax.methods.table import METHODS
 
 

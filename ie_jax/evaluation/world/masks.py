@@ -24,16 +24,14 @@ from ie_jax.errors import UserError
 from ie_jax.evaluation.batches import in_batches
 from ie_jax.evaluation.metrics.means import Values
 from ie_jax.evaluation.metrics.pixels import squared_error
-from ie_jax.evaluation.model import Model, load_model
 from ie_jax.evaluation.report import Column, Table, comma_separated, markdown, sheet
-from ie_jax.evaluation.world import (
-    ALL,
+from ie_jax.evaluation.world.model import Model, load_model
+from ie_jax.evaluation.world.scores import ALL, by_kind, score_edits
+from ie_jax.evaluation.world.tasks import (
     Task,
     all_edits,
-    by_kind,
     check_places,
     check_seed,
-    score_edits,
     some_of_each_kind,
 )
 from ie_jax.products import check_folder, leave

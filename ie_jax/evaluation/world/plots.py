@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ie_jax.evaluation.plots import OTHERS, OURS, Point, scatter
+from ie_jax.evaluation.report import slashed
 
 
 def whiskers(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], np.ndarray]:
@@ -37,11 +38,6 @@ def plot_trade_off(drawn: Any, results: Mapping[str, Any]) -> None:
             axes.set_title(f"{method}: {title}", fontsize=10)
             axes.set_xlabel("PSNR outside the mask, dB")
         axes_row[0].set_ylabel("edits with all attributes right")
-
-
-def slashed(values: Any) -> str:
-    """A number, or the numbers of a schedule: 0/1/1/1."""
-    return "/".join(f"{x:g}" for x in np.atleast_1d(values))
 
 
 def label_of(point: Mapping[str, Any], several: bool) -> str:

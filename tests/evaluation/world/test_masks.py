@@ -10,8 +10,8 @@ import pytest
 
 from ie_jax.editing.editor import EditResult
 from ie_jax.errors import UserError
-from ie_jax.evaluation import masks
 from ie_jax.evaluation.__main__ import evaluation
+from ie_jax.evaluation.world import masks
 
 
 def test_share_of_union() -> None:
