@@ -27,6 +27,7 @@ from ie_jax.evaluation.compare import ALL, refuse_unknown
 from ie_jax.evaluation.drawn import config_of_world
 from ie_jax.evaluation.metrics.table import Judges, Pair, measured
 from ie_jax.evaluation.runner import write
+from ie_jax.evaluation.world.config import GUIDERS
 from ie_jax.evaluation.world.model import model_folder
 from ie_jax.evaluation.world.tasks import Task, check_seed, one_edit_each
 from ie_jax.progress import Stages
@@ -48,6 +49,7 @@ def grid(fixed: Mapping[str, Any], **lists: Sequence[Any]) -> list[dict[str, Any
 SCHEDULES = ([0.0] * 4, [0.0, 0.5, 0.5, 0.5], [0.0, 1.0, 1.0, 1.0], [0.0, 1.0, 2.0, 3.0])
 TWENTY: dict[str, Any] = {"steps": 20}
 SHARES = ({"cross_steps": 0.4, "self_steps": 0.2}, {"cross_steps": 0.8, "self_steps": 0.6})
+UP_AND_MIDDLE: list[Any] = [{"name": "features_map_l2", "g_scale": 8.0}, *map(plain, GUIDERS)]
 PLAIN = grid(TWENTY, guidance=(1.0, 2.0, 3.0, 5.0))
 TAKEN = [row for shares in SHARES for row in grid(TWENTY | shares, guidance=(1.0, 2.0))]
 GRIDS: Mapping[str, Sequence[Mapping[str, Any]]] = {
@@ -56,10 +58,11 @@ GRIDS: Mapping[str, Sequence[Mapping[str, Any]]] = {
         {
             "method": "ours",
             "cfg_schedule": schedule,
-            "guiders": [{"name": "features_map_l2", "g_scale": 8.0}],
+            "guiders": [guider],
             "noise_rescaling_setup": {"init_setup": [0.0, upper]},
         }
-        for schedule in SCHEDULES[1:]
+        for guider in UP_AND_MIDDLE
+        for schedule in SCHEDULES
         for upper in (0.25, 0.5)
     ],
     **dict.fromkeys(("ddim", "npi", "nti", "renoise"), PLAIN),
@@ -82,7 +85,7 @@ GRIDS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "renoise-turbo": grid({}, guidance=(1.2, 2.0, 3.0)),
     "postedit": grid({}, guidance=(1.0, 2.0, 4.0), kept=(0.0, 0.25)),
 }
-"""Of each method, the settings that are tried. Those of one method share a compiled program, so
+"""Of each method, the settings that are tried. Those of one method share compiled programs, so
 steps are not among them: 20 in place of 50, as the model and the machine are small."""
 
 
@@ -159,13 +162,14 @@ def tried_settings(
     usual = {"method": name} if name in ALL else {}
     base = plain(config_of_world(EditConfig(model=request.model), ()))
     judges = Judges(world=model_folder(request.model))
-    pipeline, programs = None, None
+    pipeline = None
+    programs: dict[Any, Any] = {}
     for settings in GRIDS[name]:
         config = build(EditConfig, merged(merged(base, usual), settings), name)
         if pipeline is None:
             pipeline = load_pipeline(config.model, config.forward, config.backward, progress=False)
         editor = Editor(pipeline, config)
-        editor.programs = programs = programs or editor.programs
+        editor.programs = programs.setdefault(editor.models, editor.programs)
         yield {"method": name, "settings": settings, **scores(editor, judges, tasks, request)}
 
 
