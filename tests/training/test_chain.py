@@ -242,6 +242,8 @@ def test_a_stage_without_what_it_needs_says_so(tmp_path: Path) -> None:
         run("denoiser", BLUEPRINT, tmp_path / "out")
     with pytest.raises(UserError, match="goes on from a trained encoder: --start model"):
         run("decoder", BLUEPRINT, tmp_path / "out", "--start", "nothing")
+    with pytest.raises(UserError, match="a classifier is trained from nothing: leave --start out"):
+        run("classifier", BLUEPRINT, tmp_path / "out", "--start", "model")
 
 
 def test_the_blueprint_knows_all_words_of_the_world(tmp_path: Path) -> None:

@@ -82,7 +82,13 @@ def evaluate(
 
 
 def build(run: RunConfig, config: ClassifierConfig, offline: bool, progress: bool) -> Recipe:
-    """Trains the tree of `classify`, beside the chain."""
+    """Trains the tree of `classify`, beside the chain.
+
+    Raises:
+        UserError: the model's folder cannot be read, or the run should start from its judge.
+    """
+    if run.start == "model":
+        raise UserError("start: a classifier is trained from nothing: leave --start out")
     folder = model_folder(run, "classifier")
     blueprint = read_blueprint(folder)
     name = f"{config.purpose}.safetensors"
