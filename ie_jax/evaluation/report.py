@@ -111,7 +111,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def sheet(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+def sheet(columns: Pictures) -> np.ndarray:
     """Pictures in columns under their names, enlarged: uint8 (h, w, 3).
 
     Args:

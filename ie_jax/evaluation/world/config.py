@@ -8,10 +8,9 @@ from ie_jax.errors import UserError
 from ie_jax.evaluation.world.tasks import check_places
 
 GUIDERS = (GuiderConfig("features_map_l2", (8.0, 8.0, 8.0, 0.0), GuiderOptions(block="mid")),)
-
 RESCALING = RescalingConfig(init_setup=(0.0, 0.5))
-"""What keeps most of the source in this world and lets edits be. The published guiders and bound
-hold many of them back."""
+"""Guiders and bound that keep most of the source in this world. The published up block keeps no
+more than no guider, and with the published bound, 1, fewer edits succeed (docs/world.md)."""
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from ie_jax.evaluation.plots import figure, png
-from ie_jax.evaluation.report import Column, Table, comma_separated, markdown, sheet, slashed
+from ie_jax.evaluation.report import (
+    Column,
+    Pictures,
+    Table,
+    comma_separated,
+    markdown,
+    sheet,
+    slashed,
+)
 from ie_jax.evaluation.runner import write
 from ie_jax.evaluation.world.plots import plot_edits, plot_reconstruction, plot_trade_off
+from ie_jax.evaluation.world.scores import ALL
 
 RECONSTRUCTION = (
     Column("method", "method"),
@@ -66,13 +74,13 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
             "edits",
             f"Edits of {scenes}, all kinds together",
             (*EDIT_FACTS, *SCORES),
-            [row for row in edits if row["kind"] == "all"],
+            [row for row in edits if row["kind"] == ALL],
         ),
         Table(
             "edits-by-kind",
             f"Edits of {scenes}, by kind",
             (kind, *EDIT_FACTS, *SCORES),
-            sorted((row for row in edits if row["kind"] != "all"), key=lambda row: row["kind"]),
+            sorted((row for row in edits if row["kind"] != ALL), key=lambda row: row["kind"]),
         ),
         Table(
             "tradeoff",
@@ -104,7 +112,7 @@ def write_tables(folder: Path, results: Mapping[str, Any]) -> None:
     write(folder / "tables.md", "\n".join(markdown(table) for table in made))
 
 
-def write_sheets(folder: Path, pictures: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+def write_sheets(folder: Path, pictures: Mapping[str, Pictures]) -> None:
     """A sheet for each set of pictures: pictures-NAME.png."""
     for name, columns in pictures.items():
         stream = io.BytesIO()
